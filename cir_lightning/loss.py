@@ -1,0 +1,105 @@
+"""The contrastive loss between query and target embeddings.
+
+Shapes: B batch per process, W processes, E embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from torch import nn
+
+from cir_lightning.distributed import gather, gather_ids, rank
+from data_modules.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class InfoNCE(nn.Module):
+    """InfoNCE with the targets of all processes as negatives.
+
+    With unit vectors q_i, t_i, temperature tau and the n = W * B pairs of all processes::
+
+        L = -1/n sum_i log( exp(q_i . t_i / tau) / sum_j exp(q_i . t_j / tau) )
+
+    Column j != i is left out of row i where both targets are the same picture: it is no negative. Each process returns the mean over its
+    own B rows; DDP's average of the gradients is then the gradient of L, also for tau.
+
+    A learned temperature is ``min_temperature + exp(p)`` with p the parameter. A clamp would give p no gradient at the bound, and tau
+    could never rise again. Weight decay would pull p to 0, that is tau to about 1: exclude it.
+
+    Args:
+        direction: ``query_to_target`` is L, as retrieval asks; ``both`` is the mean of L and of the same with q and t exchanged.
+        temperature: tau, at the start if it is learned.
+        learn_temperature: whether tau is trained.
+        min_temperature: lower bound of a learned tau; without effect on a fixed one.
+
+    Raises:
+        UserError: ``temperature`` is not above its lower bound, or ``min_temperature`` is negative.
+
+    Source: CIR-LVLM (arXiv 2412.11087), training objective, after CPC (arXiv 1807.03748), equation 4. Direction, tau, gather and mask are
+    our choices; SPRC too uses ``query_to_target`` and a learnable tau.
+
+    Example:
+        >>> loss = InfoNCE(temperature=0.5, learn_temperature=False)
+        >>> pairs = torch.eye(2)
+        >>> loss(pairs, pairs, torch.tensor([7, 8]))  # log(1 + exp(-2))
+        tensor(0.1269)
+    """
+
+    def __init__(
+        self,
+        direction: Literal["both", "query_to_target"] = "query_to_target",
+        temperature: float = 0.05,
+        *,
+        learn_temperature: bool = True,
+        min_temperature: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self.direction = direction
+        self.floor = min_temperature if learn_temperature else 0.0
+        if not 0 <= self.floor < temperature:
+            raise UserError(
+                f"loss: temperature={temperature} with min_temperature={min_temperature}, learn_temperature={learn_temperature}; "
+                "set 0 <= `loss.min_temperature` < `loss.temperature`"
+            )
+        self.log_excess = nn.Parameter(torch.tensor(math.log(temperature - self.floor)), requires_grad=learn_temperature)
+
+    @property
+    def temperature(self) -> Tensor:
+        """Tau now, float scalar."""
+        return self.floor + self.log_excess.exp()
+
+    def forward(self, query: Tensor, target: Tensor, target_id: Tensor) -> Tensor:
+        """Compute this process's share of the loss.
+
+        Args:
+            query: float32 (B, E), unit vectors; the same B on every process.
+            target: float32 (B, E), unit vectors; row i answers query i.
+            target_id: long (B,), equal for targets that are the same picture.
+
+        Returns:
+            float32 scalar, the mean over the local rows.
+
+        Raises:
+            UserError: there is one pair in all, which leaves no negative.
+        """
+        targets, ids = gather(target), gather_ids(target_id)
+        if len(ids) == 1:
+            raise UserError("loss: a batch of 1 has no in-batch negatives; set `data.batch_size` to 2 or more")
+        label = torch.arange(len(query), device=query.device) + rank() * len(query)
+        false_negative = (target_id[:, None] == ids).scatter(1, label[:, None], value=False)
+        loss = self._rows(query, targets, label, false_negative)
+        if self.direction == "both":
+            loss = (loss + self._rows(target, gather(query), label, false_negative)) / 2
+        return loss
+
+    def _rows(self, rows: Tensor, columns: Tensor, label: Tensor, false_negative: Tensor) -> Tensor:
+        """Cross-entropy of rows (B, E) against columns (W * B, E)."""
+        with torch.autocast(rows.device.type, enabled=False):  # bfloat16 cosines are off by 0.004, over tau by 0.1
+            logits = rows @ columns.T / self.temperature
+        return F.cross_entropy(logits.masked_fill(false_negative, -torch.inf), label)
