@@ -1,0 +1,49 @@
+"""Low-rank adapters on a frozen language model (LoRA, arXiv 2106.09685), through peft."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from peft import LoraConfig, inject_adapter_in_model
+
+from data_modules.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass
+class LoRA:
+    """Where and how large the adapters are.
+
+    Attributes:
+        rank: inner width r.
+        alpha: the update is scaled by alpha / r.
+        dropout: on the adapters' input.
+        targets: names of the linear layers that get an adapter; the default is attention and MLP of a Llama-like model.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+    def add_to(self, llm: nn.Module) -> None:
+        """Freeze ``llm`` and put trainable float32 adapters on it, in place.
+
+        Raises:
+            UserError: rank below 1, or no layer of the model has one of the target names.
+        """
+        if self.rank < 1:
+            raise UserError(f"lora.rank={self.rank} is not possible; set at least 1")
+        llm.requires_grad_(requires_grad=False)
+        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=list(self.targets))
+        try:
+            inject_adapter_in_model(config, llm)
+        except ValueError as error:
+            names = sorted({name.rsplit(".", 1)[-1] for name, part in llm.named_modules() if part.__class__.__name__ == "Linear"})
+            raise UserError(f"lora.targets={list(self.targets)} match no layer; this model has {names}") from error
+        for name, parameter in llm.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.float()

@@ -1,0 +1,114 @@
+"""The callbacks that every run has: checkpoints in the run folder, a parameter table, prompt usage."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from cir_lightning.results import Predictions, ResultPictures, ResultsTable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lightning.pytorch import LightningModule, Trainer
+
+
+def standard_callbacks(command: str, root: Path, checkpoint: str | None) -> list[Callback]:
+    """The callbacks of a command.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        root: run folder of ``fit``.
+        checkpoint: path of the checkpoint, if one is loaded; its own run folder then takes the results.
+    """
+    if command == "fit":
+        return [RunCheckpoint(root / "checkpoints"), ParameterTable(), PromptUsage(), ResultPictures(root), LearningRateMonitor("step")]
+    folder = root
+    if checkpoint:
+        from pathlib import Path
+
+        parent = Path(checkpoint).parent
+        folder = parent.parent if parent.name == "checkpoints" else parent
+    return [Predictions(folder)] if command == "predict" else [ResultsTable(folder, checkpoint or ""), ResultPictures(folder)]
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """``best.ckpt`` by the headline metric ``val/R@1``, and ``last.ckpt``, also when training is stopped by Ctrl-C."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename="best",
+            monitor="val/R@1",
+            mode="max",
+            save_last=True,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        """Keep what there is when the user stops the run."""
+        if isinstance(exception, KeyboardInterrupt) and trainer.global_step and trainer.state.fn == "fit":
+            path = f"{self.dirpath}/last.ckpt"
+            trainer.save_checkpoint(path)
+            if trainer.is_global_zero:
+                print(f"\nstopped at step {trainer.global_step}; go on with the same command and --ckpt_path last ({path})")
+
+
+class ParameterTable(Callback):
+    """Prints what is trained and what is frozen, per part."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the table."""
+        if trainer.is_global_zero:
+            print(parameter_table(pl_module))
+
+
+def parameter_table(module: torch.nn.Module) -> str:
+    """Parts of the module with trainable and frozen parameters, as aligned text."""
+    counts: dict[str, list[int]] = {}
+    for name, parameter in module.named_parameters():
+        part = ".".join(name.removeprefix("encoder.").split(".")[: 2 if "backbone." in name else 1])
+        part += " (LoRA)" if "lora_" in name else ""
+        counts.setdefault(part, [0, 0])[0 if parameter.requires_grad else 1] += parameter.numel()
+    total = [sum(column) for column in zip(*counts.values(), strict=True)]
+    rows = [
+        ("part", "trainable", "frozen"),
+        *((part, f"{a:,}", f"{b:,}") for part, (a, b) in counts.items()),
+        ("total", *(f"{n:,}" for n in total)),
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(f"  {part:<{widths[0]}}  {a:>{widths[1]}}  {b:>{widths[2]}}" for part, a, b in rows)
+
+
+class PromptUsage(Callback):
+    """Logs how evenly the pool's prompts are chosen: entropy relative to its maximum, and the share of prompts never chosen.
+
+    Args:
+        every: training steps that one figure covers.
+    """
+
+    def __init__(self, every: int = 50) -> None:
+        self.every = every
+        self.counts: torch.Tensor | None = None
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """Count, and log now and then."""
+        chosen = pl_module.last_chosen
+        if not isinstance(chosen, torch.Tensor):
+            return
+        size = pl_module.encoder.soft_prompt.size  # type: ignore[union-attr]
+        counted = torch.bincount(chosen.flatten().cpu(), minlength=size)  # type: ignore[arg-type]
+        self.counts = counted if self.counts is None else self.counts + counted
+        if trainer.global_step % self.every == 0:
+            share = self.counts / self.counts.sum()
+            entropy = -(share * share.clamp_min(1e-12).log()).sum() / torch.log(torch.tensor(float(len(share))))
+            pl_module.log_dict({"prompts/entropy": entropy, "prompts/unused": (self.counts == 0).float().mean()})
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_histogram("prompts/chosen", chosen.flatten(), trainer.global_step)
+            self.counts = None

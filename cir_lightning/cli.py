@@ -1,0 +1,82 @@
+"""The front door ``cir``: light until a command needs torch and Lightning."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+COMMANDS = {
+    "fit": "train a model:            cir fit --config emoji.yaml",
+    "validate": "score on the val split:   cir validate --ckpt_path runs/emoji",
+    "test": "score on the test split:  cir test --ckpt_path runs/emoji",
+    "predict": "write ranked lists:       cir predict --ckpt_path runs/emoji",
+}
+USAGE_ERROR, STOPPED = 2, 130
+
+
+def recipe_folder() -> Path:
+    """The folder of the recipes that come with the package."""
+    installed = Path(__file__).parent / "configs"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+def help_text() -> str:
+    """What ``cir --help`` prints."""
+    recipes = ", ".join(sorted(str(p.relative_to(recipe_folder())) for p in recipe_folder().rglob("*.yaml")))
+    lines = ["usage: cir COMMAND [options]", "", "Composed image retrieval with large vision-language models.", ""]
+    lines += [f"  cir {name:<9} {text}" for name, text in COMMANDS.items()]
+    lines += [
+        "",
+        "  cir COMMAND --help shows the options of a command, cir fit --config emoji.yaml --print_config the whole configuration.",
+        f"  Recipes, found by name from any folder: {recipes}.",
+        "  Options: --help, --version.",
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: without the program's name; by default those of the process.
+
+    Returns:
+        The exit code: 0, 2 for a mistake of the user (one sentence on stderr), 130 when stopped by Ctrl-C.
+    """
+    argv = sys.argv[1:] if arguments is None else arguments
+    if not argv or argv[0] in {"-h", "--help"}:
+        print(help_text())
+        return 0
+    if argv[0] == "--version":
+        from cir_lightning import __version__
+
+        print(f"cir-lightning {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        return _fail(f"unknown command {argv[0]!r}; commands are {', '.join(COMMANDS)}")
+    return _run(argv)
+
+
+def _run(argv: list[str]) -> int:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads otherwise spin: 10 to 50 times slower beside a busy process
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from cir_lightning.lightning_cli import run
+    from data_modules.errors import UserError
+
+    try:
+        run(argv)
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return STOPPED
+    return 0
+
+
+def _fail(sentence: str) -> int:
+    print(f"cir: {sentence}", file=sys.stderr)
+    return USAGE_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""The paper's forward pass: picture (and caption) in, one unit vector out.
+
+Shapes: B batch, N patches, Dv patch feature width, Q Connector queries, T soft prompt tokens, L sequence, D LLM width, E embedding.
+
+Source: CIR-LVLM, arXiv 2412.11087, section 3; ``paper.md`` choices are marked in the constructor's arguments.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own convention
+
+from cir_lightning.pooling import pool
+from cir_lightning.template import Template
+from data_modules.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cir_lightning.backbones.base import Backbone, VisionTower
+    from cir_lightning.connector import Connector
+    from cir_lightning.prompt_pool import SoftPrompt
+
+
+class Sight(NamedTuple):
+    """What a picture became, once per batch, to be used as reference and as target.
+
+    Attributes:
+        image: (B, Q, D) float, the sentence-level prompt.
+        soft: (B, T, D) float, the instance-specific soft prompt.
+        features: (B, N, Dv) float32, standardised patch features.
+        chosen: (B, K) long, the pool's prompts that were chosen; None without a pool.
+        pull: () float, the loss term that trains the pool's keys; zero without a pool.
+    """
+
+    image: Tensor
+    soft: Tensor
+    features: Tensor
+    chosen: Tensor | None
+    pull: Tensor
+
+    def at(self, index: Tensor) -> Sight:
+        """The sights of some of the pictures, index (B',) long."""
+        return Sight(self.image[index], self.soft[index], self.features[index], None, self.pull)
+
+
+class Standardiser(nn.Module):
+    """Brings every channel of the patch features to mean 0 and standard deviation 1 on the training pictures."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+
+    def fit(self, features: Tensor) -> None:
+        """Take the statistics from features (P, N, Dv) of any float dtype."""
+        flat = features.flatten(0, 1)
+        self.mean.copy_(flat.mean(0, dtype=torch.float32))
+        self.scale.copy_(1 / (flat.float().std(0) + 1e-5))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, N, Dv) of any float dtype -> float32."""
+        return (features.float() - self.mean) * self.scale
+
+
+class Encoder(nn.Module, ABC):
+    """A model that puts queries and targets into one space. Cheap to construct; :meth:`build` reads weights.
+
+    Attributes:
+        label: the method's name in results tables.
+        width: embedding size E.
+        tower: the frozen vision tower, after :meth:`build`; its features are the input of everything else.
+        standardise: after :meth:`build`.
+    """
+
+    label: str
+    width: int
+    tower: VisionTower
+    standardise: Standardiser
+
+    @abstractmethod
+    def build(self) -> None:
+        """Read weights and create parameters."""
+
+    @abstractmethod
+    def see(self, features: Tensor) -> Sight:
+        """Turn patch features (B, N, Dv) into tokens."""
+
+    @abstractmethod
+    def encode_query(self, sight: Sight, captions: Sequence[str]) -> Tensor:
+        """Unit vectors (B, E) float32 of reference images with relative captions."""
+
+    @abstractmethod
+    def encode_target(self, sight: Sight) -> Tensor:
+        """Unit vectors (B, E) float32 of target (gallery) images."""
+
+    @abstractmethod
+    def caption_features(self, captions: Sequence[str]) -> Tensor:
+        """What the frozen parts make of a caption alone, (B, any width) float32: the input of the yardsticks."""
+
+
+class IntentEncoder(Encoder):
+    """CIR-LVLM: Connector, hybrid intent instruction and LLM with LoRA.
+
+    Args:
+        backbone: the LVLM.
+        connector: patch features -> sentence-level prompt.
+        soft_prompt: the instance-specific soft prompt: a pool, one universal prompt, or none.
+        query_template: task prompt of the query side, with ``{image}``, ``{caption}`` and perhaps ``{soft}``. Wording: our choice.
+        target_template: task prompt of the target side, without ``{caption}``. Wording: our choice.
+        pooling: of the last hidden states.
+        width: embedding size E. Our choice.
+        residual: add a linear map of the mean patch features to the pooled hidden state, on both sides. Our choice, off in the paper.
+    """
+
+    label = "CIR-LVLM"
+    word_mean: Tensor
+    word_scale: Tensor
+    projection: nn.Linear
+    residual: nn.Linear | None
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        connector: Connector,
+        *,
+        soft_prompt: SoftPrompt,
+        query_template: str = "{image}{soft} Edit: {caption}:",
+        target_template: str = "{image}{soft} Picture:",
+        pooling: Literal["weighted_mean", "mean", "last"] = "weighted_mean",
+        width: int = 256,
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.connector, self.soft_prompt = backbone, connector, soft_prompt
+        self.query_template = Template(query_template, "model.encoder.query_template")
+        self.target_template = Template(target_template, "model.encoder.target_template")
+        if not self.query_template.has_caption:
+            raise UserError(f"model.encoder.query_template={query_template!r} has no hole {{caption}}: the query would ignore its caption")
+        if self.target_template.has_caption:
+            raise UserError(f"model.encoder.target_template={target_template!r} has the hole {{caption}}, but a target has no caption")
+        self.pooling, self.width, self.with_residual = pooling, width, residual
+
+    def build(self) -> None:
+        """Read the backbone's weights and create what is trained."""
+        self.backbone.build()
+        self.tower = self.backbone.tower
+        self.standardise = Standardiser(self.tower.width)
+        self.connector.build(self.tower.width, self.tower.patches, self.backbone.width)
+        self.soft_prompt.build(self.tower.width, self.backbone.width)
+        self.projection = nn.Linear(self.backbone.width, self.width)
+        self.residual = nn.Linear(self.tower.width, self.width) if self.with_residual else None
+        words: Tensor = self.backbone.llm.get_input_embeddings().weight.float()  # type: ignore[assignment]
+        self.register_buffer("word_mean", words.mean(0), persistent=False)
+        self.register_buffer("word_scale", (words - words.mean(0)).std(), persistent=False)
+
+    def see(self, features: Tensor) -> Sight:
+        """See :class:`Encoder`."""
+        x = self.standardise(features)
+        soft = self.soft_prompt(x)
+        return Sight(self._as_words(self.connector(x)), self._as_words(soft.tokens), x, soft.chosen, soft.pull)
+
+    def encode_query(self, sight: Sight, captions: Sequence[str]) -> Tensor:
+        """See :class:`Encoder`."""
+        return self._encode(self.query_template, sight, captions)
+
+    def encode_target(self, sight: Sight) -> Tensor:
+        """See :class:`Encoder`."""
+        return self._encode(self.target_template, sight, None)
+
+    def _encode(self, template: Template, sight: Sight, captions: Sequence[str] | None) -> Tensor:
+        llm = self.backbone.llm
+        embeds, mask = template.fill(llm.get_input_embeddings(), self.backbone.tokenizer, sight.image, sight.soft, captions)
+        hidden = llm(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
+        vector = self.projection(pool(hidden, mask, self.pooling))
+        if self.residual is not None:
+            vector = vector + self.residual(sight.features.mean(1))
+        return F.normalize(vector.float(), dim=-1)
+
+    def title_words(self, titles: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token embeddings of titles around zero (B, W, D) and their mask (B, W) bool: what the Connector is aligned with."""
+        embed = self.backbone.llm.get_input_embeddings()
+        rows = [torch.tensor(ids) for ids in self.backbone.tokenizer([f" {t}" for t in titles], add_special_tokens=False)["input_ids"]]
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1).to(self.word_mean.device)
+        return embed(ids.clamp_min(0)).float() - self.word_mean, ids >= 0
+
+    def caption_features(self, captions: Sequence[str]) -> Tensor:
+        """See :class:`Encoder`: the mean of the LLM's token embeddings."""
+        words, mask = self.title_words(captions)
+        return (words * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+    def _as_words(self, tokens: Tensor) -> Tensor:
+        """Tokens of unit variance -> the place and scale of the LLM's own token embeddings; elsewhere the LLM cannot read them."""
+        return tokens * self.word_scale + self.word_mean

@@ -1,0 +1,174 @@
+"""LightningCLI for composed image retrieval: recipes by name, the config inside the checkpoint, one folder per run."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from cir_lightning.callbacks import standard_callbacks
+from cir_lightning.checkpoint import CONFIG_KEY, read_checkpoint
+from cir_lightning.cli import recipe_folder
+from cir_lightning.module import CIRModule
+from cir_lightning.storage import replace_file
+from data_modules.base import CIRDataModule
+from data_modules.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+NOT_A_FIT_KEY = {"fit": ("verbose",), "validate": (), "test": (), "predict": ("verbose",)}
+
+
+class Parser(LightningArgumentParser):
+    """A parser whose errors are one sentence."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Raise instead of printing the usage and leaving.
+
+        Raises:
+            UserError: always.
+        """
+        lines = [line.strip() for line in str(ex or message).splitlines() if line.strip()]
+        raise UserError(" ".join(lines[:3])[:600] + "; cir COMMAND --help and --print_config show what there is") from ex
+
+
+def find_recipe(name: str) -> str:
+    """A config file as given, or the recipe of that name that comes with the package.
+
+    Raises:
+        UserError: there is neither; the recipes are named.
+    """
+    if Path(name).is_file():
+        return name
+    if (shipped := recipe_folder() / name).is_file():
+        return str(shipped)
+    recipes = sorted(str(p.relative_to(recipe_folder())) for p in recipe_folder().rglob("*.yaml"))
+    raise UserError(f"--config {name}: no such file, and no recipe of that name; recipes are {', '.join(recipes)}")
+
+
+def resolve(argv: list[str]) -> list[str]:
+    """Recipes by name, checkpoints by run folder, and the checkpoint's own config where no ``--config`` is given."""
+    out = [argv[0]]
+    checkpoint = None
+    rest = iter(argv[1:])
+    for word in rest:
+        option, equals, value = word.partition("=")
+        if option not in {"--config", "-c", "--ckpt_path"}:
+            out.append(word)
+            continue
+        value = value if equals else next(rest, "")
+        if option == "--ckpt_path":
+            value = checkpoint = _checkpoint_file(value)
+        out += [option, value if option == "--ckpt_path" else find_recipe(value)]
+    if checkpoint and checkpoint != "last" and not {"--config", "-c"} & set(out):
+        config = yaml.safe_load(read_checkpoint(Path(checkpoint))[CONFIG_KEY])
+        out[1:1] = ["--config", yaml.safe_dump({k: v for k, v in config.items() if k != "ckpt_path"})]
+    return out
+
+
+def _checkpoint_file(value: str) -> str:
+    """A run folder means its best checkpoint."""
+    return str(Path(value) / "checkpoints" / "best.ckpt") if Path(value).is_dir() else value
+
+
+class EmbedConfig(SaveConfigCallback):
+    """Writes the config into the run folder and into every checkpoint."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
+        """``config.yaml`` in the run folder."""
+        if stage == "fit":
+            text = self.parser.dump(self.config, skip_none=False)
+            replace_file(Path(trainer.default_root_dir) / "config.yaml", lambda part: part.write_text(text, encoding="utf-8"))
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+        """The same text, so that ``cir test --ckpt_path X`` needs nothing else."""
+        checkpoint[CONFIG_KEY] = self.parser.dump(self.config, skip_none=False)
+
+
+class CIRCLI(LightningCLI):
+    """fit, validate, test and predict."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """One seed for the weights and for the data."""
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: the stored config is in ``--config``, and explicit flags must win (Lightning pull request 21455)."""
+
+    def before_instantiate_classes(self) -> None:
+        """Resolve ``--ckpt_path last``; refuse to train into a folder that holds a run."""
+        config = self.config[self.subcommand]
+        folder = Path(config.trainer.default_root_dir or "runs/unnamed") / "checkpoints"
+        config.trainer.default_root_dir = str(folder.parent)
+        if config.ckpt_path == "last":
+            config.ckpt_path = str(folder / "last.ckpt")
+        if config.ckpt_path:
+            read_checkpoint(Path(config.ckpt_path))
+        elif self.subcommand == "fit" and any(folder.glob("*.ckpt")):
+            raise UserError(
+                f"run folder {folder.parent} already holds a run; go on with it by --ckpt_path last, or name another folder with "
+                "--trainer.default_root_dir"
+            )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer with TensorBoard in the run folder and the callbacks that every run has."""
+        config = self.config[self.subcommand]
+        root = Path(config.trainer.default_root_dir)
+        if self.subcommand == "fit" and config.trainer.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(root, name="", version="tensorboard")
+        elif self.subcommand != "fit":
+            kwargs["logger"] = False
+        self.trainer_defaults["callbacks"] = standard_callbacks(str(self.subcommand), root, config.ckpt_path)
+        return super().instantiate_trainer(**kwargs)
+
+
+def run(argv: list[str]) -> None:
+    """Run one command of the front door.
+
+    Raises:
+        UserError: a mistake that the user can mend.
+    """
+    _quiet()
+    try:
+        CIRCLI(
+            CIRModule,
+            CIRDataModule,
+            subclass_mode_data=True,
+            save_config_callback=EmbedConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            seed_everything_default=0,
+            parser_class=Parser,
+            trainer_defaults={"use_distributed_sampler": False},
+            args=resolve(argv),
+        )
+    except (ArgumentError, MisconfigurationException) as error:
+        raise UserError(str(error)) from error
+    except SystemExit as left:
+        if left.code not in (0, None):
+            raise
+    sys.stdout.flush()
+
+
+def _quiet() -> None:
+    """Take advertisements and messages about other people's internals out of the output."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
+    for message in (
+        r".*LeafSpec.*",
+        r".*is_gradient_checkpointing.*",
+        r".*does not have many workers.*",
+        r".*args parameter is intended.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,229 @@
+"""The LightningModule: steps, logging, optimizer groups; no maths.
+
+Shapes: B batch, E embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+
+from cir_lightning.cache import FeatureCache
+from cir_lightning.checkpoint import load_trained, trained_state
+from cir_lightning.retrieval.metrics import EmbeddingTable
+from cir_lightning.retrieval.ranking import Ranking, rank, recalls
+from data_modules.collate import PictureBatch, QueryBatch, TripletBatch
+from data_modules.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from cir_lightning.encoder import Encoder
+    from cir_lightning.loss import InfoNCE
+    from data_modules.base import CIRDataModule
+    from data_modules.records import EvaluationSet
+
+Split = Literal["val", "test"]
+
+
+class CIRModule(LightningModule):
+    """Contrastive training and exact retrieval evaluation of any :class:`~cir_lightning.encoder.Encoder`.
+
+    Logs ``train/loss``, ``train/temperature``, ``<split>/<group>/R@K``, ``<split>/<group>/R_subset@K`` and ``<split>/R@1``, the mean
+    over the groups, all recalls in percent.
+
+    Args:
+        encoder: the model.
+        loss: the contrastive loss.
+        lr: learning rate of new modules (Connector, soft prompt, projection, temperature).
+        lora_lr: learning rate of LoRA adapters.
+        weight_decay: AdamW's, on matrices only.
+        warmup_steps: the learning rates rise linearly over so many steps and then fall along a cosine to ``final_lr`` times themselves.
+        final_lr: fraction of the learning rates at the end.
+        top: length of the ranked lists that are kept for pictures and predictions.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        loss: InfoNCE,
+        *,
+        lr: float = 5e-4,
+        lora_lr: float = 2e-3,
+        weight_decay: float = 0.05,
+        warmup_steps: int = 20,
+        final_lr: float = 0.02,
+        top: int = 50,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.loss = encoder, loss
+        self.lr, self.lora_lr, self.weight_decay = lr, lora_lr, weight_decay
+        self.warmup_steps, self.final_lr, self.top = warmup_steps, final_lr, top
+        self.rankings: dict[str, tuple[EvaluationSet, Ranking]] = {}
+        self._built = False
+
+    @property
+    def data(self) -> CIRDataModule:
+        """The trainer's data module."""
+        return self.trainer.datamodule  # type: ignore[attr-defined, no-any-return]
+
+    # ---- building and features -------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Read the weights, once."""
+        if not self._built:
+            self.encoder.build()
+            self._built = True
+
+    def setup(self, stage: str) -> None:
+        """Refuse what cannot train, and get the patch features of every picture that this stage needs."""
+        if str(self.trainer.precision).endswith("-true") and self.trainer.precision != "32-true":
+            raise UserError(
+                f"trainer.precision={self.trainer.precision!r} would round the trained float32 weights at every step, so that small "
+                "updates are lost; use bf16-mixed"
+            )
+        cache = FeatureCache(self.encoder.tower)
+        self.features = cache.features([picture.path for picture in self.data.pictures])
+        if stage == "fit":
+            self.encoder.standardise.fit(self.features[self.data.train_pictures()])
+
+    def features_of(self, pictures: Tensor) -> Tensor:
+        """Patch features (B, N, Dv) float16 of pictures (B,) long, positions in ``data.pictures``."""
+        return self.features[pictures.cpu()].to(self.device)
+
+    # ---- training --------------------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: TripletBatch, batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's signature
+        """InfoNCE of a batch of triplets; each distinct picture goes through the Connector and the target encoder once."""
+        size = len(batch.captions)
+        pictures, place = torch.cat([batch.reference, batch.target]).unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        sight = self.encoder.see(self.features_of(pictures))
+        query = self.encoder.encode_query(sight.at(place[:size]), batch.captions)
+        targets, where = place[size:].unique(return_inverse=True)
+        target = self.encoder.encode_target(sight.at(targets))[where]
+        contrast = self.loss(query, target, batch.content)
+        self.log_dict(
+            {"train/loss": contrast, "train/pull": sight.pull, "train/temperature": self.loss.temperature}, batch_size=size, prog_bar=False
+        )
+        self.log("loss", contrast, prog_bar=True, logger=False, batch_size=size)
+        self.last_chosen = sight.chosen
+        total: Tensor = contrast + sight.pull
+        return total
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with two learning rates; linear warm-up, then a cosine over the whole run."""
+        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = []
+        for lora, lr in ((False, self.lr), (True, self.lora_lr)):
+            for matrix, decay in ((True, self.weight_decay), (False, 0.0)):
+                chosen = [p for name, p in named if ("lora_" in name) is lora and (p.ndim > 1) is matrix]
+                groups += [{"params": chosen, "lr": lr, "weight_decay": decay}] if chosen else []
+        optimizer = torch.optim.AdamW(groups)
+        total = self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._lr_factor(step, int(total)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _lr_factor(self, step: int, total: int) -> float:
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        done = min(1.0, (step - self.warmup_steps) / max(1, total - self.warmup_steps))
+        return self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
+
+    # ---- evaluation ------------------------------------------------------------------------------------------------------------
+
+    def _start_evaluation(self, split: Split) -> None:
+        sets = self.data.evaluation_sets(split)
+        width = self.encoder.width
+        self.tables = (
+            EmbeddingTable(len(self.data.gallery_pictures(split)), width).to(self.device),
+            EmbeddingTable(sum(len(s.queries) for s in sets), width).to(self.device),
+        )
+
+    def _evaluation_step(self, batch: PictureBatch | QueryBatch) -> None:
+        if isinstance(batch, PictureBatch):
+            vectors = self.encoder.encode_target(self.encoder.see(self.features_of(batch.picture)))
+            self.tables[0].update(batch.index, vectors)
+        else:
+            vectors = self.encoder.encode_query(self.encoder.see(self.features_of(batch.reference)), batch.captions)
+            self.tables[1].update(batch.index, vectors)
+
+    def _finish_evaluation(self, split: Split) -> None:
+        """Rank every evaluation set of the split; the same on every process, because the tables are."""
+        pictures, queries = (table.compute() for table in self.tables)
+        place = {name: i for i, name in enumerate(self.data.gallery_pictures(split))}
+        self.rankings, start = {}, 0
+        for evaluation in self.data.evaluation_sets(split):
+            mine = queries[start : start + len(evaluation.queries)]
+            start += len(evaluation.queries)
+            gallery = pictures[[place[name] for name in evaluation.gallery]]
+            self.rankings[evaluation.name] = (evaluation, rank(mine, gallery, evaluation, top=self.top))
+
+    def _log_recalls(self, split: Split) -> None:
+        first = []
+        for name, (evaluation, ranking) in self.rankings.items():
+            figures = recalls(ranking, evaluation)
+            first.append(figures["R@1"])
+            self.log_dict({f"{split}/{name}/{k}": v for k, v in figures.items()}, rank_zero_only=False)
+        self.log(f"{split}/R@1", sum(first) / len(first), prog_bar=split == "val")
+
+    def on_validation_epoch_start(self) -> None:
+        """Empty tables."""
+        self._start_evaluation("val")
+
+    def validation_step(self, batch: PictureBatch | QueryBatch, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
+        """Encode."""
+        self._evaluation_step(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Rank and log; nothing in the sanity check, whose gallery is incomplete."""
+        if not self.trainer.sanity_checking:
+            self._finish_evaluation("val")
+            self._log_recalls("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Empty tables."""
+        self._start_evaluation("test")
+
+    def test_step(self, batch: PictureBatch | QueryBatch, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
+        """Encode."""
+        self._evaluation_step(batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Rank and log."""
+        self._finish_evaluation("test")
+        self._log_recalls("test")
+
+    def on_predict_epoch_start(self) -> None:
+        """Empty tables."""
+        self._start_evaluation("test")
+
+    def predict_step(self, batch: PictureBatch | QueryBatch, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
+        """Encode."""
+        self._evaluation_step(batch)
+
+    def on_predict_epoch_end(self) -> None:
+        """Rank; the ``Predictions`` callback writes the lists."""
+        self._finish_evaluation("test")
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only what is trained, and what it was trained on."""
+        checkpoint["state_dict"] = trained_state(self, checkpoint["state_dict"])
+        checkpoint["tower"] = self.encoder.tower.key
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose frozen tower is another one."""
+        if (tower := checkpoint.get("tower")) != self.encoder.tower.key:
+            raise UserError(
+                f"the checkpoint was trained on the vision tower {tower!r}, not on {self.encoder.tower.key!r}; use its own config"
+            )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: FBT001, FBT002 - torch's
+        """Strict about what is trained; frozen weights come with the backbone."""
+        return load_trained(self, state_dict, super().load_state_dict(state_dict, strict=False, assign=assign), strict=strict)

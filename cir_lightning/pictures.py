@@ -1,0 +1,63 @@
+"""Pictures of results: reference, caption, the first five, the target marked."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageDraw, ImageFont
+
+from data_modules.images import load_image
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from cir_lightning.retrieval.ranking import Ranking
+    from data_modules.records import EvaluationSet
+
+CELL, GAP, TEXT = 120, 10, 230  # pixels: side of a picture, space around it, width of the caption column
+RIGHT, FRAME = "#1a9641", 5
+FIRST = 5
+
+
+def spread(count: int, rows: int) -> list[int]:
+    """Up to ``rows`` indices below ``count``, evenly spread, so that what is shown is not chosen by its result."""
+    return [i * count // rows for i in range(min(rows, count))]
+
+
+def result_grid(evaluation: EvaluationSet, ranking: Ranking, paths: Mapping[str, Path], rows: Sequence[int]) -> Image.Image:
+    """One row per query: reference, caption with the target's rank, the target, and the first five with right answers framed."""
+    width = GAP + 2 * (CELL + GAP) + TEXT + GAP + FIRST * (CELL + GAP) + 2 * GAP
+    header = 34
+    sheet = Image.new("RGB", (width, header + len(rows) * (CELL + GAP) + GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    font, bold = ImageFont.load_default(15), ImageFont.load_default(16)
+    target_x = GAP + CELL + GAP + TEXT + GAP
+    first_x = target_x + CELL + 3 * GAP
+    titles = (
+        (GAP, "reference"),
+        (GAP + CELL + GAP, "relative caption"),
+        (target_x, "target"),
+        (first_x, "first five (right answers framed)"),
+    )
+    for x, title in titles:
+        draw.text((x, 8), title, fill="black", font=bold)
+    for at, row in enumerate(rows):
+        query, y = evaluation.queries[row], header + at * (CELL + GAP)
+        _paste(sheet, paths[query.reference], GAP, y)
+        text = "\n".join(textwrap.wrap(query.caption, 28)[:4])
+        draw.multiline_text((GAP + CELL + GAP, y + 8), f"{text}\n\nrank of the target: {int(ranking.ranks[row])}", fill="black", font=font)
+        _paste(sheet, paths[query.targets[0]], target_x, y)
+        for place, gallery_index in enumerate(ranking.top[row, :FIRST].tolist()):
+            name, x = evaluation.gallery[gallery_index], first_x + place * (CELL + GAP)
+            _paste(sheet, paths[name], x, y)
+            if name in query.targets:
+                draw.rectangle((x - FRAME, y - FRAME, x + CELL + FRAME - 1, y + CELL + FRAME - 1), outline=RIGHT, width=FRAME)
+    return sheet
+
+
+def _paste(sheet: Image.Image, path: Path, x: int, y: int) -> None:
+    picture = load_image(path)
+    picture.thumbnail((CELL, CELL))
+    sheet.paste(picture, (x + (CELL - picture.width) // 2, y + (CELL - picture.height) // 2))

@@ -1,0 +1,203 @@
+"""What a run leaves for a reader: the results table with its yardsticks, pictures of results, ranked lists."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from cir_lightning import __version__
+from cir_lightning.pictures import result_grid, spread
+from cir_lightning.retrieval import report
+from cir_lightning.retrieval.ranking import Ranking, rank, recalls
+from cir_lightning.storage import replace_file
+from cir_lightning.yardsticks import Yardsticks
+from data_modules.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+    from cir_lightning.module import CIRModule, Split
+    from data_modules.records import EvaluationSet
+
+ROWS = 8  # queries per picture grid
+
+
+def make_row(method: str, evaluation: EvaluationSet, ranking: Ranking) -> report.Row:
+    """The figures of one method under one protocol."""
+    return report.Row(
+        method=method,
+        group=evaluation.name,
+        figures=recalls(ranking, evaluation),
+        queries=len(evaluation.queries),
+        gallery=len(evaluation.gallery),
+        unreachable=ranking.unreachable,
+        fingerprint=evaluation.fingerprint,
+    )
+
+
+def sibling_rows(folder: Path, label: str, fingerprints: set[str]) -> tuple[report.Row, ...]:
+    """Rows of the newest run beside this one whose method is ``label`` and whose evaluation sets are the same.
+
+    Args:
+        folder: results folder of this run: ``runs/<name>/<split>``.
+        label: method name without remarks.
+        fingerprints: of this run's evaluation sets.
+    """
+    files = sorted(folder.parent.parent.glob(f"*/{folder.name}/results.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in files:
+        try:
+            rows = report.read(path).rows
+        except UserError:
+            continue
+        found = tuple(row for row in rows if row.method == label and row.fingerprint in fingerprints)
+        if found and path.parent != folder:
+            return found
+    return ()
+
+
+class ResultsTable(Callback):
+    """Prints the table at the end of ``cir validate`` and ``cir test`` and writes it as Markdown, CSV and JSON.
+
+    Args:
+        folder: the run folder; the files go to ``<folder>/<split>``.
+        checkpoint: what was loaded.
+    """
+
+    def __init__(self, folder: Path, checkpoint: str) -> None:
+        self.folder, self.checkpoint = folder, checkpoint
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Table of ``cir validate``."""
+        if trainer.state.fn == "validate":
+            self._write(trainer, pl_module, "val")  # type: ignore[arg-type]
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Table of ``cir test``."""
+        self._write(trainer, pl_module, "test")  # type: ignore[arg-type]
+
+    def _write(self, trainer: Trainer, module: CIRModule, split: Split) -> None:
+        if not trainer.is_global_zero:
+            return
+        folder = self.folder / split
+        table = report.Report(
+            benchmark=type(module.data).__name__,
+            split=split,
+            checkpoint=self.checkpoint or "none (untrained)",
+            version=__version__,
+            commit=_commit(),
+            seed=module.data.seed,
+            rows=self._rows(module, folder),
+            notes=self._notes(module, folder),
+        )
+        files = report.write(table, folder)
+        print("\n" + report.to_text(table))
+        print("results: " + ", ".join(str(path) for path in files.values()))
+
+    def _rows(self, module: CIRModule, folder: Path) -> tuple[report.Row, ...]:
+        yardsticks = Yardsticks(module)
+        fingerprints = {evaluation.fingerprint for evaluation, _ in module.rankings.values()}
+        combiner = [] if module.encoder.label == COMBINER else list(sibling_rows(folder, COMBINER, fingerprints))
+        rows: list[report.Row] = []
+        for evaluation, ranking in module.rankings.values():
+            for name, queries, gallery in yardsticks.rank_vectors(evaluation):
+                rows.append(make_row(name, evaluation, rank(queries, gallery, evaluation, top=1)))
+            rows += [row for row in combiner if row.group == evaluation.name]
+            rows.append(make_row(module.encoder.label, evaluation, ranking))
+        return tuple(rows)
+
+    def _notes(self, module: CIRModule, folder: Path) -> tuple[str, ...]:
+        fingerprints = {evaluation.fingerprint for evaluation, _ in module.rankings.values()}
+        if module.encoder.label == COMBINER or sibling_rows(folder, COMBINER, fingerprints):
+            return ()
+        recipe = type(module.data).__name__.removesuffix("CIR").lower()
+        return (
+            f"no row for the {COMBINER}: no run of it on these queries beside this one; train and test it with cir fit --config "
+            f"{recipe}.yaml --config combiner.yaml, then cir test --ckpt_path its folder",
+        )
+
+
+COMBINER = "late-fusion combiner"
+
+
+class ResultPictures(Callback):
+    """Picture grids: to TensorBoard at every validation, as PNG files beside the results at the end.
+
+    Args:
+        folder: the run folder; the files go to ``<folder>/<split>/<group>.png``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Grids of the val split."""
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            self._draw(trainer, pl_module, "val")  # type: ignore[arg-type]
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Grids of the test split."""
+        if trainer.is_global_zero:
+            self._draw(trainer, pl_module, "test")  # type: ignore[arg-type]
+
+    def _draw(self, trainer: Trainer, module: CIRModule, split: Split) -> None:
+        paths = {picture.name: picture.path for picture in module.data.pictures}
+        for name, (evaluation, ranking) in module.rankings.items():
+            grid = result_grid(evaluation, ranking, paths, spread(len(evaluation.queries), ROWS))
+            file = self.folder / split / f"{name.replace('/', '-')}.png"
+            replace_file(file, partial(grid.save, format="PNG"))
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_image(f"{split}/{name}", np.asarray(grid), trainer.global_step, dataformats="HWC")
+            if trainer.state.fn != "fit":
+                print(f"pictures: {file}")
+
+
+class Predictions(Callback):
+    """Ranked lists of ``cir predict`` as JSON lines: query id, group, names best first, scores.
+
+    Args:
+        folder: the run folder; the file is ``<folder>/predictions.jsonl``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "predictions.jsonl"
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file."""
+        if not trainer.is_global_zero:
+            return
+        rankings: dict[str, tuple[EvaluationSet, Ranking]] = pl_module.rankings  # type: ignore[assignment]
+        replace_file(self.file, lambda part: part.write_text("".join(_lines(rankings)), encoding="utf-8"))
+        print(f"predictions: {self.file}")
+
+
+def _lines(rankings: dict[str, tuple[EvaluationSet, Ranking]]) -> list[str]:
+    lines = []
+    for name, (evaluation, ranking) in rankings.items():
+        for query, top, scores in zip(evaluation.queries, ranking.top.tolist(), ranking.scores.tolist(), strict=True):
+            record = {
+                "query": query.id,
+                "group": name,
+                "reference": query.reference,
+                "caption": query.caption,
+                "names": [evaluation.gallery[i] for i in top],
+                "scores": [round(score, 6) for score in scores],
+            }
+            lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    return lines
+
+
+def _commit() -> str:
+    """Commit of the source tree, if it is one; with ``+changes`` if files differ from it."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return ""
+    run = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty=+changes"], capture_output=True, text=True, check=False)
+    return run.stdout.strip()

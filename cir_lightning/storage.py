@@ -1,0 +1,69 @@
+"""Where caches lie, and how files and folders come into being: whole or not at all, also with several processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from data_modules.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def cache_root() -> Path:
+    """The folder of everything that can be made again: ``$CIR_CACHE``, by default ``~/.cache/cir-lightning``."""
+    return Path(os.environ.get("CIR_CACHE") or Path.home() / ".cache" / "cir-lightning").expanduser()
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold the lock file ``<path>.lock``, so that one process at a time makes what belongs at ``path``.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {error.filename or path.parent}: {error.strerror}; free or choose another folder with CIR_CACHE=..."
+        ) from error
+
+
+def create_folder(path: Path, fill: Callable[[Path], None]) -> Path:
+    """Return ``path``, made by ``fill`` on an empty temporary folder beside it if it does not exist yet.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    if path.is_dir():
+        return path
+    with lock(path):
+        if not path.is_dir():
+            part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+            try:
+                fill(part)
+                part.rename(path)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+    return path
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a temporary file beside ``path``, then put it in place of ``path`` in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
