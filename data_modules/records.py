@@ -23,7 +23,7 @@ class Picture:
         name: unique within the data set; what ranked lists and submissions print.
         path: the picture file.
         content: a value that is equal for pictures with the same pixels; the in-batch loss masks such false negatives.
-        title: what the picture shows in words ("woman firefighter, dark skin tone"), where the data set knows it; empty otherwise.
+        title: what the picture shows in words ("woman firefighter dark skin"), where the data set knows it; empty otherwise.
     """
 
     name: str
@@ -94,3 +94,22 @@ class EvaluationSet:
         """16 hex digits that are equal only for the same queries, gallery and protocol: figures with different ones cannot be compared."""
         text = json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """All records of one data set, as its data module reads them.
+
+    Attributes:
+        pictures: every picture that anything below names; batches hold positions in this tuple.
+        triplets: the training examples.
+        val: the evaluation sets of the validation split.
+        test: the evaluation sets of the test split.
+        unpaired: names of further pictures that training may look at although no triplet has them.
+    """
+
+    pictures: tuple[Picture, ...]
+    triplets: tuple[Triplet, ...]
+    val: tuple[EvaluationSet, ...]
+    test: tuple[EvaluationSet, ...]
+    unpaired: tuple[str, ...] = ()

@@ -1,0 +1,181 @@
+"""The data module of every benchmark: records in, batches out, on any number of processes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from data_modules.collate import PictureCollate, QueryCollate, TripletCollate, content_id
+from data_modules.errors import UserError
+from data_modules.samplers import GroupedBatchSampler, ShardedBatchSampler
+from data_modules.validation import validate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from data_modules.collate import PictureBatch, QueryBatch, TripletBatch
+    from data_modules.records import Benchmark, EvaluationSet, Picture, Triplet
+
+Split = Literal["val", "test"]
+
+
+class CIRDataModule(LightningDataModule, ABC):
+    """What all benchmarks have in common. A benchmark implements :meth:`read`, and ``prepare_data`` where it has something to make.
+
+    The loaders deal their batches to the processes themselves: the trainer must run with ``use_distributed_sampler=False``.
+
+    Args:
+        batch_size: training triplets per batch of one process.
+        eval_batch_size: gallery pictures, or queries, per batch.
+        num_workers: worker processes of each loader; batches hold no pixels, so 0 is fast.
+        same_group: share of a training batch in runs of triplets of one group (hard negatives), 0 to 1.
+        seed: of the training batches' order; what the benchmark consists of does not depend on it.
+        max_caption_words: longest allowed caption, words; a longer one is an error, never cut.
+
+    Attributes:
+        picture_index: picture name -> position in :attr:`pictures`; after ``setup``.
+        content_ids: (P,) int64, equal for pictures with equal pixels; after ``setup``.
+
+    Raises:
+        UserError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        eval_batch_size: int = 128,
+        *,
+        num_workers: int = 0,
+        same_group: float = 0.5,
+        seed: int = 0,
+        max_caption_words: int = 60,
+    ) -> None:
+        super().__init__()
+        limits = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "max_caption_words": max_caption_words}
+        for key, value in limits.items():
+            require(value >= 1, key, value, "1 or more")
+        require(num_workers >= 0, "num_workers", num_workers, "0 or more")
+        require(0 <= same_group <= 1, "same_group", same_group, "a share from 0 to 1")
+        self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
+        self.same_group, self.seed, self.max_caption_words = same_group, seed, max_caption_words
+        self._benchmark: Benchmark | None = None
+
+    @abstractmethod
+    def read(self) -> Benchmark:
+        """Read all records of the data set; called once per process, after ``prepare_data`` has run somewhere.
+
+        Raises:
+            UserError: a file is missing or is not as it should be.
+        """
+
+    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning's signature; all stages need the same records
+        """Read and check the records, once.
+
+        Raises:
+            UserError: see :meth:`read` and :func:`data_modules.validation.validate`.
+        """
+        if self._benchmark is None:
+            benchmark = self.read()
+            validate(benchmark, self.max_caption_words)
+            self.picture_index = {picture.name: at for at, picture in enumerate(benchmark.pictures)}
+            self.content_ids = torch.tensor([content_id(picture.content) for picture in benchmark.pictures])
+            self._benchmark = benchmark
+
+    @property
+    def benchmark(self) -> Benchmark:
+        """All records.
+
+        Raises:
+            RuntimeError: before ``setup``.
+        """
+        if self._benchmark is None:
+            raise RuntimeError(f"{type(self).__name__} has no records yet; call prepare_data() and setup() first")
+        return self._benchmark
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """Every picture of the data set; batches hold positions in this tuple."""
+        return self.benchmark.pictures
+
+    @property
+    def triplets(self) -> tuple[Triplet, ...]:
+        """The training examples."""
+        return self.benchmark.triplets
+
+    def evaluation_sets(self, split: Split) -> tuple[EvaluationSet, ...]:
+        """The evaluation sets of a split, in the order of their queries in ``QueryBatch.index``."""
+        return self.benchmark.val if split == "val" else self.benchmark.test
+
+    def gallery_pictures(self, split: Split) -> tuple[str, ...]:
+        """Names of the distinct pictures in the galleries of a split, in the order of ``PictureBatch.index``."""
+        return tuple(dict.fromkeys(name for evaluation in self.evaluation_sets(split) for name in evaluation.gallery))
+
+    def train_pictures(self) -> list[int]:
+        """Positions of all pictures that training may look at, ascending."""
+        paired = (name for triplet in self.triplets for name in (triplet.reference, triplet.target))
+        return sorted({self.picture_index[name] for name in (*paired, *self.benchmark.unpaired)})
+
+    def train_dataloader(self) -> DataLoader[TripletBatch]:
+        """Batches of triplets.
+
+        Raises:
+            UserError: the batches would have no in-batch negatives, or there are too few triplets for one batch.
+        """
+        rank, world = self._place()
+        if self.batch_size * world == 1:
+            raise UserError("data.batch_size is 1 on one process: the loss needs in-batch negatives; set --data.batch_size 2 or more")
+        groups = [triplet.group for triplet in self.triplets]
+        sampler = GroupedBatchSampler(groups, self.batch_size, same_group=self.same_group, seed=self.seed, rank=rank, world=world)
+        return self._loader(len(groups), sampler, TripletCollate(self.triplets, self.picture_index, self.content_ids))
+
+    def val_dataloader(self) -> list[DataLoader[PictureBatch | QueryBatch]]:
+        """Two loaders, one after the other: the gallery's pictures, the queries."""
+        return self._evaluation_loaders("val")
+
+    def test_dataloader(self) -> list[DataLoader[PictureBatch | QueryBatch]]:
+        """As :meth:`val_dataloader`, of the test split."""
+        return self._evaluation_loaders("test")
+
+    def predict_dataloader(self) -> list[DataLoader[PictureBatch | QueryBatch]]:
+        """As :meth:`test_dataloader`."""
+        return self._evaluation_loaders("test")
+
+    def _evaluation_loaders(self, split: Split) -> list[DataLoader[PictureBatch | QueryBatch]]:
+        names = self.gallery_pictures(split)
+        queries = [query for evaluation in self.evaluation_sets(split) for query in evaluation.queries]
+        if not queries:
+            return []
+        rank, world = self._place()
+        pictures = torch.tensor([self.picture_index[name] for name in names])
+        collates = (len(names), PictureCollate(pictures)), (len(queries), QueryCollate(queries, self.picture_index))
+        return [
+            self._loader(length, ShardedBatchSampler(length, self.eval_batch_size, rank=rank, world=world), collate)
+            for length, collate in collates
+        ]
+
+    def _place(self) -> tuple[int, int]:
+        """Rank of this process and number of processes."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _loader(self, length: int, sampler: GroupedBatchSampler | ShardedBatchSampler, collate: Callable[..., Any]) -> DataLoader[Any]:
+        return DataLoader(
+            range(length),  # type: ignore[arg-type]  # item numbers are all the data set there is
+            batch_sampler=sampler,
+            collate_fn=collate,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+def require(fine: bool, key: str, value: object, wanted: str) -> None:  # noqa: FBT001 - reads as a sentence
+    """Refuse a constructor argument that is out of its range.
+
+    Raises:
+        UserError: ``fine`` is false; names the key, the value and what is wanted.
+    """
+    if not fine:
+        raise UserError(f"data.{key} is {value!r}; set --data.{key} to {wanted}")

@@ -1,0 +1,118 @@
+"""Batches: what the loaders give to the model, and how they are made from records.
+
+Pictures travel as positions in ``datamodule.pictures``; their patch features come from a cache. B is the batch size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from data_modules.records import Query, Triplet
+
+
+class TripletBatch(NamedTuple):
+    """Training examples.
+
+    Attributes:
+        reference: (B,) int64, positions of the reference images in ``datamodule.pictures``.
+        captions: B relative captions.
+        target: (B,) int64, positions of the target images.
+        content: (B,) int64, equal for targets with equal pixels (false negatives of each other).
+    """
+
+    reference: Tensor
+    captions: list[str]
+    target: Tensor
+    content: Tensor
+
+
+class PictureBatch(NamedTuple):
+    """Gallery pictures to encode.
+
+    Attributes:
+        index: (B,) int64, positions in ``datamodule.gallery_pictures(split)``.
+        picture: (B,) int64, positions in ``datamodule.pictures``.
+    """
+
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    picture: Tensor
+
+
+class QueryBatch(NamedTuple):
+    """Evaluation queries to encode.
+
+    Attributes:
+        index: (B,) int64, positions in the concatenated queries of the split's evaluation sets.
+        reference: (B,) int64, positions of the reference images in ``datamodule.pictures``.
+        captions: B relative captions.
+    """
+
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    reference: Tensor
+    captions: list[str]
+
+
+def content_id(content: str) -> int:
+    """A signed 64-bit number that is equal for equal ``Picture.content``, in every process and on every machine."""
+    return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big", signed=True)
+
+
+class TripletCollate:
+    """Makes a :class:`TripletBatch` of triplet numbers.
+
+    Args:
+        triplets: the training examples.
+        picture_index: picture name -> position in ``datamodule.pictures``.
+        content: (P,) int64, :func:`content_id` of every picture.
+    """
+
+    def __init__(self, triplets: Sequence[Triplet], picture_index: Mapping[str, int], content: Tensor) -> None:
+        self.triplets, self.picture_index, self.content = triplets, picture_index, content
+
+    def __call__(self, numbers: Sequence[int]) -> TripletBatch:
+        """The batch of the triplets with these numbers."""
+        chosen = [self.triplets[number] for number in numbers]
+        target = torch.tensor([self.picture_index[triplet.target] for triplet in chosen])
+        reference = torch.tensor([self.picture_index[triplet.reference] for triplet in chosen])
+        return TripletBatch(reference, [triplet.caption for triplet in chosen], target, self.content[target])
+
+
+class PictureCollate:
+    """Makes a :class:`PictureBatch` of gallery positions.
+
+    Args:
+        pictures: (G,) int64, positions of the gallery's pictures in ``datamodule.pictures``.
+    """
+
+    def __init__(self, pictures: Tensor) -> None:
+        self.pictures = pictures
+
+    def __call__(self, numbers: Sequence[int]) -> PictureBatch:
+        """The batch of these gallery positions."""
+        index = torch.tensor(numbers)
+        return PictureBatch(index, self.pictures[index])
+
+
+class QueryCollate:
+    """Makes a :class:`QueryBatch` of query numbers.
+
+    Args:
+        queries: of all evaluation sets of a split, one after the other.
+        picture_index: picture name -> position in ``datamodule.pictures``.
+    """
+
+    def __init__(self, queries: Sequence[Query], picture_index: Mapping[str, int]) -> None:
+        self.queries, self.picture_index = queries, picture_index
+
+    def __call__(self, numbers: Sequence[int]) -> QueryBatch:
+        """The batch of the queries with these numbers."""
+        chosen = [self.queries[number] for number in numbers]
+        reference = torch.tensor([self.picture_index[query.reference] for query in chosen])
+        return QueryBatch(torch.tensor(numbers), reference, [query.caption for query in chosen])

@@ -1,0 +1,84 @@
+"""Checks of a data set's records, so that a mistake in the annotations stops with its place and not with a wrong figure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from data_modules.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from data_modules.records import Benchmark, EvaluationSet, Query
+
+SHOWN_WORDS = 8  # of an overlong caption
+
+
+def validate(benchmark: Benchmark, max_caption_words: int) -> None:
+    """Check all records of a data set.
+
+    Args:
+        benchmark: the records.
+        max_caption_words: longest allowed caption, words.
+
+    Raises:
+        UserError: a picture name or query id is not unique, a record names a picture that is not there, a caption is empty or too long,
+            an evaluation set is empty, or a query's targets and members do not fit its gallery.
+    """
+    _refuse_duplicates((picture.name for picture in benchmark.pictures), "picture name")
+    known = {picture.name for picture in benchmark.pictures}
+    for number, triplet in enumerate(benchmark.triplets):
+        _check_caption(triplet.caption, f"training triplet {number} ({triplet.reference!r} to {triplet.target!r})", max_caption_words)
+        _refuse_unknown((triplet.reference, triplet.target), known, f"training triplet {number}")
+    _refuse_unknown(benchmark.unpaired, known, "the list of unpaired pictures")
+    for split, sets in (("val", benchmark.val), ("test", benchmark.test)):
+        _refuse_duplicates((evaluation.name for evaluation in sets), f"name of an evaluation set of {split}")
+        for evaluation in sets:
+            _check_evaluation_set(evaluation, f"{split}/{evaluation.name}", known, max_caption_words)
+
+
+def _check_evaluation_set(evaluation: EvaluationSet, where: str, known: set[str], max_caption_words: int) -> None:
+    if not evaluation.queries:
+        raise UserError(f"evaluation set {where} has no queries; leave it out, or check the annotation file that it comes from")
+    _refuse_duplicates((query.id for query in evaluation.queries), f"query id of {where}")
+    _refuse_duplicates(evaluation.gallery, f"gallery picture of {where}")
+    _refuse_unknown(evaluation.gallery, known, f"the gallery of {where}")
+    gallery = set(evaluation.gallery)
+    for query in evaluation.queries:
+        place = f"query {query.id!r} of {where}"
+        _check_caption(query.caption, place, max_caption_words)
+        _refuse_unknown((query.reference,), known, place)
+        _check_answers(query, gallery, place)
+
+
+def _check_answers(query: Query, gallery: set[str], place: str) -> None:
+    if not query.targets:
+        raise UserError(f"{place} has no target; every query needs at least one right answer, or it cannot be scored")
+    if outside := sorted({*query.targets, *query.members} - gallery):
+        raise UserError(f"{place} has the target or member {outside[0]!r}, which its gallery does not have and so cannot be found; add it")
+    if query.members and not {query.reference, query.targets[0]} <= set(query.members):
+        raise UserError(f"{place} has members without its reference or its first target; the subset metric needs both among them")
+
+
+def _check_caption(caption: str, where: str, limit: int) -> None:
+    words = caption.split()
+    if not words:
+        raise UserError(f"empty caption in {where}; write one, or leave the record out")
+    if len(words) > limit:
+        raise UserError(
+            f'caption "{" ".join(words[:SHOWN_WORDS])} ..." in {where} has {len(words)} words, the limit is {limit}; '
+            f"shorten it, or set --data.max_caption_words {len(words)}"
+        )
+
+
+def _refuse_unknown(names: Iterable[str], known: set[str], where: str) -> None:
+    if missing := [name for name in names if name not in known]:
+        raise UserError(
+            f"{where} names {missing[0]!r}, which is not a picture of the data set ({len(missing)} such names); check its spelling"
+        )
+
+
+def _refuse_duplicates(values: Iterable[str], what: str) -> None:
+    if repeated := [value for value, count in Counter(values).items() if count > 1]:
+        raise UserError(f"{what} {repeated[0]!r} is not unique ({len(repeated)} such values); each may come once")
