@@ -87,6 +87,7 @@ class CIRModule(LightningModule):
                 f"trainer.precision={self.trainer.precision!r} would round the trained float32 weights at every step, so that small "
                 "updates are lost; use bf16-mixed"
             )
+        self.configure_model()  # Lightning calls it after setup, which already needs the tower
         cache = FeatureCache(self.encoder.tower)
         self.features = cache.features([picture.path for picture in self.data.pictures])
         if stage == "fit":
