@@ -1,0 +1,1 @@
+"""Small stand-ins for what tests must not download: a model and data sets."""
