@@ -43,7 +43,7 @@ def late_interaction(image: Tensor, words: Tensor, mask: Tensor) -> Tensor:
 
 
 class TitleAlignment(Callback):
-    """Aligns the Connector when training starts; a resumed run skips it. Every process does the same, so that all start alike.
+    """Aligns the Connector when training starts; a run that is resumed or starts from weights skips it. Every process does the same, so that all start alike.
 
     Args:
         steps: optimizer steps; 0 switches it off.
@@ -60,9 +60,9 @@ class TitleAlignment(Callback):
         Raises:
             UserError: the encoder has no Connector, or the data set has no titles.
         """
-        if not self.steps or trainer.global_step:
-            return
         module: CIRModule = pl_module  # type: ignore[assignment]
+        if not self.steps or trainer.global_step or module.init_from:
+            return
         if not isinstance(module.encoder, IntentEncoder):
             raise UserError(
                 f"TitleAlignment needs a Connector, which {type(module.encoder).__name__} does not have; remove it from trainer.callbacks"

@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 
 from cir_lightning.cache import FeatureCache
 from cir_lightning.checkpoint import load_trained, trained_state
 from cir_lightning.retrieval.metrics import EmbeddingTable
 from cir_lightning.retrieval.ranking import Ranking, rank, recalls
+from cir_lightning.weights import find_weights, read_weights
 from data_modules.collate import PictureBatch, QueryBatch, TripletBatch
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -45,6 +48,8 @@ class CIRModule(LightningModule):
         weight_decay: AdamW's, on matrices only.
         warmup_steps: the learning rates rise linearly over so many steps and then fall along a cosine to ``final_lr`` times themselves.
         final_lr: fraction of the learning rates at the end.
+        init_from: weights to start from: a run folder, a checkpoint file or the name of packaged weights (``emoji``); unlike
+            ``--ckpt_path``, which goes on with a run, this starts a new one.
         top: length of the ranked lists that are kept for pictures and predictions.
     """
 
@@ -58,12 +63,13 @@ class CIRModule(LightningModule):
         weight_decay: float = 0.05,
         warmup_steps: int = 20,
         final_lr: float = 0.02,
+        init_from: str | None = None,
         top: int = 50,
     ) -> None:
         super().__init__()
         self.encoder, self.loss = encoder, loss
         self.lr, self.lora_lr, self.weight_decay = lr, lora_lr, weight_decay
-        self.warmup_steps, self.final_lr, self.top = warmup_steps, final_lr, top
+        self.warmup_steps, self.final_lr, self.init_from, self.top = warmup_steps, final_lr, init_from, top
         self.rankings: dict[str, tuple[EvaluationSet, Ranking]] = {}
         self._built = False
 
@@ -79,6 +85,20 @@ class CIRModule(LightningModule):
         if not self._built:
             self.encoder.build()
             self._built = True
+            if self.init_from:
+                self._start_from(find_weights(self.init_from))
+
+    def _start_from(self, path: Path) -> None:
+        state, tower, _ = read_weights(path)
+        self._check_tower(tower)
+        self.load_state_dict(state)
+        rank_zero_info(f"starting from the weights {path}")
+
+    def _check_tower(self, tower: str) -> None:
+        if tower != self.encoder.tower.key:
+            raise UserError(
+                f"the weights were trained on the vision tower {tower!r}, not on {self.encoder.tower.key!r}; use their own config"
+            )
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot train, and get the patch features of every picture that this stage needs."""
@@ -90,7 +110,7 @@ class CIRModule(LightningModule):
         self.configure_model()  # Lightning calls it after setup, which already needs the tower
         cache = FeatureCache(self.encoder.tower)
         self.features = cache.features([picture.path for picture in self.data.pictures])
-        if stage == "fit":
+        if stage == "fit" and not self.init_from:
             self.encoder.standardise.fit(self.features[self.data.train_pictures()])
 
     def features_of(self, pictures: Tensor) -> Tensor:
@@ -220,10 +240,7 @@ class CIRModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose frozen tower is another one."""
-        if (tower := checkpoint.get("tower")) != self.encoder.tower.key:
-            raise UserError(
-                f"the checkpoint was trained on the vision tower {tower!r}, not on {self.encoder.tower.key!r}; use its own config"
-            )
+        self._check_tower(str(checkpoint.get("tower")))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: FBT001, FBT002 - torch's
         """Strict about what is trained; frozen weights come with the backbone."""

@@ -95,7 +95,10 @@ class EfficientNetLite0(VisionTower):
         net: nn.Module = EfficientNet.from_name("efficientnet-lite0")
         weights = torch.load(folder / "models" / "efficientnet-lite0-57934424.pth", map_location="cpu", weights_only=True)
         net.load_state_dict(weights)
-        return net.requires_grad_(requires_grad=False).eval()
+        for part in net.modules():
+            if isinstance(part, nn.ReLU6):
+                part.inplace = True  # with channels_last twice as fast on a CPU
+        return net.requires_grad_(requires_grad=False).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def train(self, mode: bool = True) -> EfficientNetLite0:  # noqa: ARG002, FBT001, FBT002 - torch's signature; frozen: batch norm never trains
         """Stay in evaluation mode."""
@@ -105,7 +108,7 @@ class EfficientNetLite0(VisionTower):
     def forward(self, pixels: Tensor) -> Tensor:
         """See :class:`~cir_lightning.backbones.base.VisionTower`."""
         net: Any = self.net  # the package has neither types nor public intermediate outputs
-        x = (pixels.float() - 127) / 128
+        x = ((pixels.float() - 127) / 128).contiguous(memory_format=torch.channels_last)
         x = net._swish(net._bn0(net._conv_stem(x)))
         maps = []
         for at, block in enumerate(net._blocks):

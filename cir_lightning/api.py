@@ -1,0 +1,113 @@
+"""The Python API: load a trained model, encode, rank.
+
+Shapes: P pictures, E embedding.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from jsonargparse import ArgumentParser
+from torch import nn
+
+from cir_lightning.checkpoint import load_trained
+from cir_lightning.encoder import Encoder
+from cir_lightning.weights import find_weights, read_weights
+from data_modules.errors import UserError
+from data_modules.images import load_image, to_tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from os import PathLike
+
+    from torch import Tensor
+
+BATCH = 8  # as in the feature cache, for the same numbers at the same speed
+
+
+class Match(NamedTuple):
+    """One picture of a ranked list.
+
+    Attributes:
+        path: the picture, as it was given.
+        score: cosine similarity with the query.
+    """
+
+    path: str
+    score: float
+
+
+class Retriever:
+    """A trained model that searches pictures with a picture and a sentence. Made by :func:`load`.
+
+    Args:
+        encoder: built and with trained weights.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder.eval()
+
+    @torch.inference_mode()
+    def encode_query(self, picture: str | PathLike[str], caption: str) -> Tensor:
+        """The unit vector (E,) float32 of "this picture, but ...".
+
+        Raises:
+            UserError: the picture cannot be read, or the caption is empty.
+        """
+        if not caption.strip():
+            raise UserError("the caption is empty; say in words how the wanted picture differs")
+        return self.encoder.encode_query(self.encoder.see(self._features([picture])), [caption])[0].cpu()
+
+    @torch.inference_mode()
+    def encode_pictures(self, pictures: Sequence[str | PathLike[str]]) -> Tensor:
+        """The unit vectors (P, E) float32 of gallery pictures.
+
+        Raises:
+            UserError: there is no picture, or one cannot be read.
+        """
+        if not pictures:
+            raise UserError("there are no pictures to encode; give at least one path")
+        chunks = (pictures[i : i + BATCH] for i in range(0, len(pictures), BATCH))
+        return torch.cat([self.encoder.encode_target(self.encoder.see(self._features(chunk))).cpu() for chunk in chunks])
+
+    def rank(self, picture: str | PathLike[str], caption: str, pictures: Sequence[str | PathLike[str]], top: int = 10) -> list[Match]:
+        """The pictures that answer the query best, the best one first; the query's own picture is left out.
+
+        Raises:
+            UserError: as the two methods above.
+        """
+        gallery = [path for path in pictures if Path(path).resolve() != Path(picture).resolve()]
+        scores = self.encode_pictures(gallery) @ self.encode_query(picture, caption)
+        best = scores.sort(descending=True, stable=True)
+        return [Match(str(gallery[i]), score) for score, i in zip(best.values.tolist()[:top], best.indices.tolist(), strict=False)]
+
+    def _features(self, pictures: Sequence[str | PathLike[str]]) -> Tensor:
+        tower = self.encoder.tower
+        pixels = torch.stack([to_tensor(load_image(Path(path)), tower.image_size) for path in pictures])
+        device = next(tower.parameters()).device
+        return torch.cat([tower(part) for part in torch.split(pixels.to(device), BATCH)])  # type: ignore[no-untyped-call]
+
+
+def load(name: str | PathLike[str], device: str = "cpu") -> Retriever:
+    """A trained model.
+
+    Args:
+        name: a run folder, a checkpoint file, or the name of packaged weights (``emoji``).
+        device: where it runs.
+
+    Raises:
+        UserError: there are no such weights, or they do not fit their own config.
+    """
+    state, tower, config = read_weights(find_weights(str(name)))
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Encoder, "encoder")
+    encoder: Encoder = parser.instantiate_classes(parser.parse_object({"encoder": config["model"]["encoder"]})).encoder
+    encoder.build()
+    if tower != encoder.tower.key:
+        raise UserError(f"{name}: the weights were trained on the vision tower {tower!r}, but this installation has {encoder.tower.key!r}")
+    part = nn.ModuleDict({"encoder": encoder})
+    mine = {key: value for key, value in state.items() if key.startswith("encoder.")}
+    load_trained(part, mine, part.load_state_dict(mine, strict=False), strict=True)
+    return Retriever(encoder.to(device))
