@@ -43,7 +43,9 @@ def late_interaction(image: Tensor, words: Tensor, mask: Tensor) -> Tensor:
 
 
 class TitleAlignment(Callback):
-    """Aligns the Connector when training starts; a run that is resumed or starts from weights skips it. Every process does the same, so that all start alike.
+    """Aligns the Connector when training starts; a run that is resumed or starts from weights skips it.
+
+    Every process does the same, so that all start alike.
 
     Args:
         steps: optimizer steps; 0 switches it off.

@@ -87,7 +87,7 @@ class Retriever:
         tower = self.encoder.tower
         pixels = torch.stack([to_tensor(load_image(Path(path)), tower.image_size) for path in pictures])
         device = next(tower.parameters()).device
-        return torch.cat([tower(part) for part in torch.split(pixels.to(device), BATCH)])  # type: ignore[no-untyped-call]
+        return torch.cat([tower(part) for part in torch.split(pixels.to(device), BATCH)])
 
 
 def load(name: str | PathLike[str], device: str = "cpu") -> Retriever:

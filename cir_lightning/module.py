@@ -97,7 +97,7 @@ class CIRModule(LightningModule):
     def _check_tower(self, tower: str) -> None:
         if tower != self.encoder.tower.key:
             raise UserError(
-                f"the weights were trained on the vision tower {tower!r}, not on {self.encoder.tower.key!r}; use their own config"
+                f"the weights were trained on the vision tower {tower!r}, not on {self.encoder.tower.key!r}; use their config"
             )
 
     def setup(self, stage: str) -> None:
