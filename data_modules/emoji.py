@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities import rank_zero_info
 
 from data_modules.base import CIRDataModule, require
-from data_modules.emoji_captions import title
-from data_modules.emoji_names import complete, parse
-from data_modules.emoji_queries import Rules, Variant, Writer, split_pictures, write_evaluation_sets, write_triplets
-from data_modules.emoji_render import INDEX, catalogue, code_points, ensure_pictures, pictures_folder, read_contents
-from data_modules.records import Benchmark, Picture
+from data_modules.emoji_queries import Rules, write_benchmark
+from data_modules.emoji_render import INDEX, ensure_pictures, pictures_folder
+from data_modules.folders import cache_root
+
+if TYPE_CHECKING:
+    from data_modules.records import Benchmark
 
 MIN_IMAGE_SIZE = 32  # pixels
 
@@ -94,30 +95,4 @@ class EmojiCIR(CIRDataModule):
 
     def read(self) -> Benchmark:
         """Write the records from the names of the pictures that the folder has."""
-        folder = ensure_pictures(self.root, self.image_size)
-        variants, files = _variants(folder)
-        splits = split_pictures(variants, self.rules)
-        writer = Writer(splits.gallery, self.rules.role_edit_share)
-        val, test = write_evaluation_sets(writer, splits, self.rules)
-        kept_out = {v.content for part in (splits.val, splits.test, splits.held_out_val, splits.held_out_test) for v in part}
-        return Benchmark(
-            pictures=tuple(Picture(v.name, files[v.name], v.content, title(v.name, v.description)) for v in variants),
-            triplets=write_triplets(writer, splits, self.rules),
-            val=val,
-            test=test,
-            unpaired=tuple(v.name for v in splits.train + splits.outside if v.content not in kept_out),
-        )
-
-
-def _variants(folder: Path) -> tuple[list[Variant], dict[str, Path]]:
-    """All pictures in the folder, in the order of their characters, and picture name -> file."""
-    contents = read_contents(folder)
-    drawn = {code_points(characters): name for characters, name in catalogue().items() if code_points(characters) in contents}
-    descriptions = complete(parse(name) for name in drawn.values())
-    variants = [Variant(name, described, contents[points]) for (points, name), described in zip(drawn.items(), descriptions, strict=True)]
-    return variants, {name: folder / f"{points}.png" for points, name in drawn.items()}
-
-
-def cache_root() -> Path:
-    """The folder of everything that can be made again: ``$CIR_CACHE``, by default ``~/.cache/cir-lightning``."""
-    return Path(os.environ.get("CIR_CACHE") or Path.home() / ".cache" / "cir-lightning").expanduser()
+        return write_benchmark(ensure_pictures(self.root, self.image_size), self.rules)

@@ -14,13 +14,15 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from data_modules.emoji_captions import ONE_GENDER, caption
-from data_modules.emoji_names import Description
+from data_modules.emoji_captions import ONE_GENDER, caption, title
+from data_modules.emoji_names import Description, complete, parse
+from data_modules.emoji_render import catalogue, code_points, read_contents
 from data_modules.errors import UserError
-from data_modules.records import EvaluationSet, Query, Triplet
+from data_modules.records import Benchmark, EvaluationSet, Picture, Query, Triplet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
 NEVER_HELD_OUT = frozenset({"clock", "heart", "arrow", "circle", "moon", "square"})  # one of a kind: nothing seen explains them
 VAL_SHARE, TEST_SHARE = 0.1, 0.2  # of a seen role's pictures
@@ -35,11 +37,13 @@ class Variant:
 
     Attributes:
         name: picture name.
+        path: picture file.
         description: role and all attributes (:func:`data_modules.emoji_names.complete`).
         content: equal for equal pixels.
     """
 
     name: str
+    path: Path
     description: Description
     content: str
 
@@ -76,6 +80,45 @@ class Splits(NamedTuple):
     def gallery(self) -> list[Variant]:
         """All pictures of the gallery, by name."""
         return sorted(chain(*self[:-1]), key=lambda variant: variant.name)
+
+
+def write_benchmark(folder: Path, rules: Rules) -> Benchmark:
+    """All records of the benchmark.
+
+    Args:
+        folder: the drawn pictures (:func:`data_modules.emoji_render.ensure_pictures`).
+        rules: how it is drawn.
+
+    Raises:
+        UserError: the folder's index is damaged, or there are fewer roles than are to be held out.
+    """
+    variants = read_variants(folder)
+    splits = split_pictures(variants, rules)
+    writer = Writer(splits.gallery, rules.role_edit_share)
+    val, test = write_evaluation_sets(writer, splits, rules)
+    kept_out = {v.content for part in (splits.val, splits.test, splits.held_out_val, splits.held_out_test) for v in part}
+    return Benchmark(
+        pictures=tuple(Picture(v.name, v.path, v.content, title(v.name, v.description)) for v in variants),
+        triplets=write_triplets(writer, splits, rules),
+        val=val,
+        test=test,
+        unpaired=tuple(v.name for v in splits.train + splits.outside if v.content not in kept_out),
+    )
+
+
+def read_variants(folder: Path) -> list[Variant]:
+    """All pictures in the folder, in the order of their characters.
+
+    Raises:
+        UserError: the folder's index is damaged.
+    """
+    contents = read_contents(folder)
+    drawn = {code_points(characters): name for characters, name in catalogue().items() if code_points(characters) in contents}
+    descriptions = complete(parse(name) for name in drawn.values())
+    return [
+        Variant(name, folder / f"{points}.png", described, contents[points])
+        for (points, name), described in zip(drawn.items(), descriptions, strict=True)
+    ]
 
 
 def split_pictures(variants: Sequence[Variant], rules: Rules) -> Splits:
