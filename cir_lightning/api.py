@@ -109,5 +109,5 @@ def load(name: str | PathLike[str], device: str = "cpu") -> Retriever:
         raise UserError(f"{name}: the weights were trained on the vision tower {tower!r}, but this installation has {encoder.tower.key!r}")
     part = nn.ModuleDict({"encoder": encoder})
     mine = {key: value for key, value in state.items() if key.startswith("encoder.")}
-    load_trained(part, mine, part.load_state_dict(mine, strict=False), strict=True)
+    load_trained(part, mine)
     return Retriever(encoder.to(device))

@@ -76,7 +76,7 @@ class FeatureCache:
         for shard in sorted(self.folder.glob("*.safetensors")):
             try:
                 known.update(dict.fromkeys(_hashes(shard), shard))
-            except (SafetensorError, KeyError, json.JSONDecodeError):
+            except (SafetensorError, KeyError, TypeError, json.JSONDecodeError):  # TypeError: no metadata at all
                 print(f"damaged feature cache {shard}: removed, its pictures are encoded again")
                 shard.unlink()
         return known

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from cir_lightning.results import Predictions, ResultPictures, ResultsTable
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from lightning.pytorch import LightningModule, Trainer
 
 
@@ -25,15 +24,16 @@ def standard_callbacks(command: str, root: Path, checkpoint: str | None) -> list
         root: run folder of ``fit``.
         checkpoint: path of the checkpoint, if one is loaded; its own run folder then takes the results.
     """
+    bar = TQDMProgressBar(refresh_rate=5)
     if command == "fit":
-        return [RunCheckpoint(root / "checkpoints"), ParameterTable(), PromptUsage(), ResultPictures(root), LearningRateMonitor("step")]
-    folder = root
-    if checkpoint:
-        from pathlib import Path
-
-        parent = Path(checkpoint).parent
-        folder = parent.parent if parent.name == "checkpoints" else parent
-    return [Predictions(folder)] if command == "predict" else [ResultsTable(folder, checkpoint or ""), ResultPictures(folder)]
+        watch = [ParameterTable(), PromptUsage(), LearningRateMonitor("step")]
+        return [bar, RunCheckpoint(root / "checkpoints"), *watch, ResultPictures(root)]
+    parent = Path(checkpoint).parent if checkpoint else root / "checkpoints"
+    folder = parent.parent if parent.name == "checkpoints" else parent
+    results: list[Callback] = (
+        [Predictions(folder)] if command == "predict" else [ResultsTable(folder, checkpoint or ""), ResultPictures(folder)]
+    )
+    return [bar, *results]
 
 
 class RunCheckpoint(ModelCheckpoint):

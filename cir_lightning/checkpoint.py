@@ -5,22 +5,22 @@ from __future__ import annotations
 import pickle
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from torch import nn
-
 CONFIG_KEY = "config"
 
 
 def _kept(module: nn.Module) -> set[str]:
-    """Names of trainable parameters and of persistent buffers outside the frozen backbone."""
+    """Names of trainable parameters and of persistent buffers outside the frozen parts."""
     names = {name for name, p in module.named_parameters() if p.requires_grad}
     state = module.state_dict()
-    buffers = {name for name, _ in module.named_buffers() if name in state and ".backbone." not in f".{name}"}
+    buffers = {name for name, _ in module.named_buffers() if name in state and not {"backbone", "tower"} & set(name.split("."))}
     return names | buffers
 
 
@@ -30,22 +30,29 @@ def trained_state(module: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]
     return {name: value for name, value in state.items() if name in kept}
 
 
-def load_trained(module: nn.Module, state: Mapping[str, Any], result: Any, *, strict: bool) -> Any:
-    """Check the result of a non-strict load: every trained tensor must have been there, and nothing unknown.
+def load_trained(module: nn.Module, state: Mapping[str, Any], *, strict: bool = True) -> Any:
+    """Load trained tensors: every one must be there and of the right shape, and nothing unknown; frozen ones come with the backbone.
+
+    Returns:
+        torch's record of missing and unexpected keys.
 
     Raises:
-        UserError: a trained tensor is missing or an unknown one is present; the first three of each are named.
+        UserError: the state is of another model; the first three tensors of each kind of difference are named. Nothing is loaded then.
     """
-    missing = sorted(_kept(module) - set(state))
-    unexpected = sorted(result.unexpected_keys)
-    if strict and (missing or unexpected):
-        parts = [
-            f"{what} {names[:3]}{' ...' if len(names) > 3 else ''}"
-            for what, names in (("missing", missing), ("unknown", unexpected))
-            if names
-        ]
-        raise UserError(f"the checkpoint is of another model: {'; '.join(parts)}; use the config it was trained with (leave out --config)")
-    return result
+    mine = module.state_dict()
+    differences = {
+        "missing": _kept(module) - set(state),
+        "unknown": set(state) - set(mine),
+        "of another shape": {name for name in set(state) & set(mine) if state[name].shape != mine[name].shape},
+    }
+    if strict and any(differences.values()):
+        parts = [f"{what}: {_first(names)}" for what, names in differences.items() if names]
+        raise UserError(f"the weights are of another model ({'; '.join(parts)}); use the config they were trained with: leave out --config")
+    return nn.Module.load_state_dict(module, state, strict=False)
+
+
+def _first(names: set[str], count: int = 3) -> str:
+    return ", ".join(sorted(names)[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

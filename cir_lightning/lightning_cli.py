@@ -147,7 +147,7 @@ def run(argv: list[str]) -> None:
             save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,
             parser_class=Parser,
-            trainer_defaults={"use_distributed_sampler": False},
+            trainer_defaults={"use_distributed_sampler": False, "enable_model_summary": False},
             args=resolve(argv),
         )
     except (ArgumentError, MisconfigurationException) as error:

@@ -96,9 +96,7 @@ class CIRModule(LightningModule):
 
     def _check_tower(self, tower: str) -> None:
         if tower != self.encoder.tower.key:
-            raise UserError(
-                f"the weights were trained on the vision tower {tower!r}, not on {self.encoder.tower.key!r}; use their config"
-            )
+            raise UserError(f"the weights were trained on the vision tower {tower!r}, not on {self.encoder.tower.key!r}; use their config")
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot train, and get the patch features of every picture that this stage needs."""
@@ -244,4 +242,5 @@ class CIRModule(LightningModule):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: FBT001, FBT002 - torch's
         """Strict about what is trained; frozen weights come with the backbone."""
-        return load_trained(self, state_dict, super().load_state_dict(state_dict, strict=False, assign=assign), strict=strict)
+        del assign
+        return load_trained(self, state_dict, strict=strict)
