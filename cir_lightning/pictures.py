@@ -23,7 +23,8 @@ FIRST = 5
 
 def spread(count: int, rows: int) -> list[int]:
     """Up to ``rows`` indices below ``count``, evenly spread, so that what is shown is not chosen by its result."""
-    return [i * count // rows for i in range(min(rows, count))]
+    rows = min(rows, count)
+    return [i * count // rows for i in range(rows)]
 
 
 def result_grid(evaluation: EvaluationSet, ranking: Ranking, paths: Mapping[str, Path], rows: Sequence[int]) -> Image.Image:

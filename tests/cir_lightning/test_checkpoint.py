@@ -39,9 +39,18 @@ def test_a_saved_state_is_loaded(module):
 def test_a_renamed_key_is_refused_by_both_names(module, key):
     saved = trained_state(module, module.state_dict())
     saved["encoder.other"] = saved.pop(key)
-    with pytest.raises(UserError, match=rf"another model: missing \['{key}'\]; unknown \['encoder.other'\]"):
+    with pytest.raises(UserError, match=rf"another model \(missing: {key}; unknown: encoder\.other\)"):
         module.load_state_dict(saved)
     module.load_state_dict(saved, strict=False)
+
+
+def test_a_tensor_of_another_shape_is_refused_and_nothing_is_loaded(module):
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    saved = {name: tensor + 1 for name, tensor in trained_state(module, before).items()}
+    saved["encoder.projection.bias"] = torch.ones(5)
+    with pytest.raises(UserError, match=r"another model \(of another shape: encoder\.projection\.bias\)"):
+        module.load_state_dict(saved)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
 def test_a_checkpoint_on_another_tower_is_refused(module):

@@ -1,0 +1,135 @@
+"""What a run leaves: rows of the sibling run, ranked lists, picture grids."""
+
+import json
+import os
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from cir_lightning.pictures import CELL, FRAME, GAP, RIGHT, TEXT, result_grid, spread
+from cir_lightning.results import Predictions, make_row, sibling_rows
+from cir_lightning.retrieval import report
+from cir_lightning.retrieval.ranking import rank
+from data_modules.records import EvaluationSet, Query
+
+NAMES = tuple("abcdefgh")
+SET = EvaluationSet(
+    "toy",
+    (Query("q0", "a", "but blue", ("c", "d")), Query("q1", "b", "but größer", ("h",))),
+    NAMES,
+    recall_at=(1, 5),
+)
+
+
+def ranking(top=7):
+    """Gallery in the order a, b, c ... for the first query and h, g, f ... for the second; references are removed."""
+    gallery = torch.stack([torch.linspace(1, 0, 8), torch.linspace(0, 1, 8)], 1)
+    return rank(torch.eye(2), gallery, SET, top=top)
+
+
+def row(method, fingerprint="f1", group="toy"):
+    return report.Row(method, group, {"R@1": 1.0}, 2, 8, 0, fingerprint)
+
+
+def write_run(root, run, rows, age):
+    files = report.write(report.Report("Toy", "test", "", "0", "", 0, tuple(rows), ()), root / run / "test")
+    os.utime(files["results.json"], (1e9 - age, 1e9 - age))
+
+
+def test_make_row_has_the_figures_of_the_ranking():
+    made = make_row("this", SET, ranking())
+    assert made.figures == {"R@1": 50.0, "R@5": 100.0}  # c is second after b; h is first
+    assert (made.method, made.group, made.queries, made.gallery, made.fingerprint) == ("this", "toy", 2, 8, SET.fingerprint)
+
+
+def test_sibling_rows_are_of_the_newest_run_on_the_same_queries(tmp_path):
+    mine = tmp_path / "mine" / "test"
+    assert sibling_rows(mine, "combiner", {"f1"}) == ()
+    write_run(tmp_path, "old", [row("combiner"), row("combiner", "f2", "two")], age=100)
+    write_run(tmp_path, "new", [replace(row("combiner"), queries=3), row("random")], age=50)
+    write_run(tmp_path, "other queries", [row("combiner", "f9")], age=20)
+    write_run(tmp_path, "other method", [row("random")], age=10)
+    write_run(tmp_path, "mine", [row("combiner")], age=0)
+    assert [r.queries for r in sibling_rows(mine, "combiner", {"f1"})] == [3]
+    assert sibling_rows(mine, "combiner", {"f2"}) == (row("combiner", "f2", "two"),)
+    assert sibling_rows(mine, "combiner", {"f3"}) == ()
+    assert sibling_rows(tmp_path / "mine" / "val", "combiner", {"f1"}) == ()
+
+
+def test_sibling_rows_pass_over_a_damaged_file(tmp_path):
+    write_run(tmp_path, "old", [row("combiner")], age=100)
+    write_run(tmp_path, "new", [row("combiner")], age=50)
+    (tmp_path / "new" / "test" / "results.json").write_text("{")
+    assert sibling_rows(tmp_path / "mine" / "test", "combiner", {"f1"}) == (row("combiner"),)
+
+
+def test_predictions_are_one_line_per_query(tmp_path, capsys):
+    callback = Predictions(tmp_path / "run")
+    other = replace(SET, name="groß/zwei")
+    module = SimpleNamespace(rankings={"toy": (SET, ranking(3)), "groß/zwei": (other, ranking(1))})
+    callback.on_predict_end(SimpleNamespace(is_global_zero=False), module)
+    assert not callback.file.exists()
+    callback.on_predict_end(SimpleNamespace(is_global_zero=True), module)
+    lines = [json.loads(line) for line in callback.file.read_text(encoding="utf-8").splitlines()]
+    assert [(line["query"], line["group"]) for line in lines] == [("q0", "toy"), ("q1", "toy"), ("q0", "groß/zwei"), ("q1", "groß/zwei")]
+    assert lines[0] == {
+        "query": "q0",
+        "group": "toy",
+        "reference": "a",
+        "caption": "but blue",
+        "names": ["b", "c", "d"],
+        "scores": pytest.approx([6 / 7, 5 / 7, 4 / 7], abs=1e-6),
+    }
+    assert lines[1]["names"] == ["h", "g", "f"]
+    assert lines[1]["caption"] == "but größer"
+    assert str(callback.file) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("count", "rows", "expected"), [(8, 4, [0, 2, 4, 6]), (3, 8, [0, 1, 2]), (1000, 2, [0, 500]), (1, 1, [0])])
+def test_spread(count, rows, expected):
+    assert spread(count, rows) == expected
+
+
+@pytest.fixture
+def paths(tmp_path):
+    """Pictures whose red channel says which they are; one is wide, one large."""
+    paths = {}
+    for at, name in enumerate(NAMES):
+        size = {"b": (400, 100), "c": (300, 300)}.get(name, (120, 120))
+        Image.new("RGB", size, (20 * at + 10, 0, 0)).save(tmp_path / f"{name}.png")
+        paths[name] = tmp_path / f"{name}.png"
+    return paths
+
+
+def test_the_grid_shows_reference_target_and_the_first_five_with_right_answers_framed(paths):
+    sheet = result_grid(SET, ranking(), paths, [0, 1])
+    header, cell = 34, CELL + GAP
+    assert sheet.size == (2 * cell + TEXT + 5 * cell + 4 * GAP, header + 2 * cell + GAP)
+    target_x = GAP + cell + TEXT + GAP
+    first_x = target_x + CELL + 3 * GAP
+    shown = [["a", "c", "b", "c", "d", "e", "f"], ["b", "h", "h", "g", "f", "e", "d"]]
+    right = [{"c", "d"}, {"h"}]
+    frame = tuple(int(RIGHT[i : i + 2], 16) for i in (1, 3, 5))
+    for line, names in enumerate(shown):
+        for place, name in enumerate(names):
+            x = [GAP, target_x, *(first_x + i * cell for i in range(5))][place]
+            y = header + line * cell
+            assert sheet.getpixel((x + CELL // 2, y + CELL // 2)) == (20 * NAMES.index(name) + 10, 0, 0), (line, place)
+            framed = place >= 2 and name in right[line]
+            corners = [(x - FRAME, y - FRAME), (x + CELL + FRAME - 1, y - 1), (x + CELL // 2, y + CELL + FRAME - 1)]
+            assert all((sheet.getpixel(c) == frame) is framed for c in corners), (line, place)
+
+
+def test_the_grid_keeps_proportions(paths):
+    sheet = result_grid(SET, ranking(), paths, [1])  # the reference is 400 x 100
+    column = [sheet.getpixel((GAP + CELL // 2, 34 + y)) for y in range(CELL)]
+    assert sum(pixel != (255, 255, 255) for pixel in column) == 30
+
+
+def test_the_grid_prints_captions_and_ranks_in_the_text_column(paths):
+    lines = [result_grid(SET, ranking(), paths, [row]).crop((2 * GAP + CELL, 34, 2 * GAP + CELL + TEXT, 160)) for row in (0, 1, 0)]
+    assert lines[0].tobytes() == lines[2].tobytes() != lines[1].tobytes()
+    assert lines[0].convert("L").getextrema()[0] < 100
