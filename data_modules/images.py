@@ -30,20 +30,30 @@ def load_image(path: Path) -> Image.Image:
         The picture in mode RGB.
 
     Raises:
-        UserError: the file is missing, is not a picture, is damaged or has more than ``MAX_PIXELS`` pixels.
+        UserError: the file is missing, is not a picture, is damaged, has more than ``MAX_PIXELS`` pixels, or has 32 bits per pixel
+            without colours, of which nobody knows what is black and what is white.
     """
     try:
         with Image.open(path) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise UserError(_too_large(path, f"{width} x {height} pixels"))
+            _check(image, path)
             return _on_white(ImageOps.exif_transpose(image))
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"no picture file {path}; put it there, or check the folder that the data set's pictures are in") from error
     except Image.DecompressionBombError as error:
         raise UserError(_too_large(path, "an extreme number of pixels")) from error
-    except (OSError, SyntaxError, EOFError, struct.error) as error:  # what Pillow's readers raise on damaged files
+    except (OSError, SyntaxError, EOFError, ValueError, struct.error) as error:  # what Pillow's readers raise on damaged files
         raise UserError(f"cannot read picture {path} ({error}); replace the file, or download it again if it is cut off") from error
+
+
+def _check(image: Image.Image, path: Path) -> None:
+    """Refuse by what the file's header says, before its pixels are read."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise UserError(_too_large(path, f"{width} x {height} pixels"))
+    if image.mode in ("I", "F"):
+        raise UserError(f"cannot read picture {path} (32 bits per pixel, mode {image.mode}); save it with 8 bits per colour")
 
 
 def _too_large(path: Path, size: str) -> str:
@@ -51,6 +61,8 @@ def _too_large(path: Path, size: str) -> str:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # Pillow's own conversion clips: all but the darkest 256 of 65536 greys become white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if not image.has_transparency_data:
         return image.convert("RGB")
     white = Image.new("RGBA", image.size, "white")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from data_modules import images
 from data_modules.errors import UserError
@@ -59,6 +59,19 @@ def test_other_modes_become_rgb(tmp_path: Path, mode: str):
     assert load_image(tmp_path / "a.tiff").mode == "RGB"
 
 
+@pytest.mark.parametrize(("suffix", "dtype"), [("png", "<u2"), ("tiff", "<u2"), ("tiff", ">u2")])
+def test_sixteen_bits_keep_their_grey(tmp_path: Path, suffix: str, dtype: str):
+    Image.fromarray(np.array([[0, 0x8000, 0xFFFF]], dtype=dtype)).save(tmp_path / f"a.{suffix}")
+    assert np.asarray(load_image(tmp_path / f"a.{suffix}"))[0].tolist() == [[0] * 3, [128] * 3, [255] * 3]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_pictures_without_a_range_of_grey_are_refused(tmp_path: Path, dtype: type):
+    Image.fromarray(np.ones((3, 3), dtype=dtype)).save(tmp_path / "a.tiff")
+    with pytest.raises(UserError, match=r"cannot read picture .*a\.tiff \(32 bits per pixel.*save it with 8 bits"):
+        load_image(tmp_path / "a.tiff")
+
+
 def test_missing_file_names_path_and_remedy(tmp_path: Path):
     with pytest.raises(UserError, match=r"no picture file .*nowhere\.png; put it there"):
         load_image(tmp_path / "nowhere.png")
@@ -79,9 +92,17 @@ def test_truncated_file_is_refused(tmp_path: Path, suffix: str):
         load_image(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>404 Not Found</html>", b"\x89PNG\r\n\x1a\n\x00\x00"])
+@pytest.mark.parametrize("content", [b"", b"<html>404 Not Found</html>", b"\x89PNG\r\n\x1a\n\x00\x00", b"P6\n2W 5\n255\n"])
 def test_file_that_is_no_picture_is_refused(tmp_path: Path, content: bytes):
     (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(UserError, match="cannot read picture"):
+        load_image(tmp_path / "a.png")
+
+
+def test_huge_comment_in_a_picture_is_refused(tmp_path: Path):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("comment", "x" * 3_000_000, zip=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png", pnginfo=info)
     with pytest.raises(UserError, match="cannot read picture"):
         load_image(tmp_path / "a.png")
 
