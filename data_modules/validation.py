@@ -55,6 +55,8 @@ def _check_evaluation_set(evaluation: EvaluationSet, where: str, known: set[str]
 def _check_answers(query: Query, gallery: set[str], place: str) -> None:
     if not query.targets:
         raise UserError(f"{place} has no target; every query needs at least one right answer, or it cannot be scored")
+    _refuse_duplicates(query.targets, f"target of {place}")
+    _refuse_duplicates(query.members, f"member of {place}")
     if outside := sorted({*query.targets, *query.members} - gallery):
         raise UserError(f"{place} has the target or member {outside[0]!r}, which its gallery does not have and so cannot be found; add it")
     if query.members and not {query.reference, query.targets[0]} <= set(query.members):
