@@ -68,7 +68,15 @@ class EmojiCIR(CIRDataModule):
             batch_size, eval_batch_size, num_workers=num_workers, same_group=same_group, seed=seed, max_caption_words=max_caption_words
         )
         require(image_size >= MIN_IMAGE_SIZE, "image_size", image_size, f"{MIN_IMAGE_SIZE} pixels or more")
-        require(held_out_roles >= 0, "held_out_roles", held_out_roles, "0 or more")
+        require(min_variants >= 1, "min_variants", min_variants, "1 or more")
+        require(triplets_per_target >= 1, "triplets_per_target", triplets_per_target, "1 or more")
+        counts = {
+            "held_out_roles": held_out_roles,
+            "queries_per_target": queries_per_target,
+            "queries_per_held_out_target": queries_per_held_out_target,
+        }
+        for key, count in counts.items():
+            require(count >= 0, key, count, "0 or more")
         require(0 <= role_edit_share <= 1, "role_edit_share", role_edit_share, "a share from 0 to 1")
         self.root = Path(root).expanduser() if root else cache_root() / "emoji"
         self.image_size = image_size

@@ -197,6 +197,10 @@ def test_rules_are_arguments(emoji_root: Path):
     [
         ({"image_size": 8}, r"data\.image_size is 8; set --data\.image_size to 32 pixels or more"),
         ({"held_out_roles": -1}, r"data\.held_out_roles is -1"),
+        ({"min_variants": 0}, r"data\.min_variants is 0; set --data\.min_variants to 1 or more"),
+        ({"triplets_per_target": 0}, r"data\.triplets_per_target is 0; set --data\.triplets_per_target to 1 or more"),
+        ({"queries_per_target": -1}, r"data\.queries_per_target is -1; .* 0 or more"),
+        ({"queries_per_held_out_target": -1}, r"data\.queries_per_held_out_target is -1; .* 0 or more"),
         ({"role_edit_share": 2.0}, r"data\.role_edit_share is 2\.0"),
     ],
 )

