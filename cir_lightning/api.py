@@ -103,7 +103,7 @@ def load(name: str | PathLike[str], device: str = "cpu") -> Retriever:
     state, tower, config = read_weights(find_weights(str(name)))
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Encoder, "encoder")
-    encoder: Encoder = parser.instantiate_classes(parser.parse_object({"encoder": config["model"]["encoder"]})).encoder
+    encoder: Encoder = parser.instantiate(parser.parse_object({"encoder": config["model"]["encoder"]})).encoder
     encoder.build()
     if tower != encoder.tower.key:
         raise UserError(f"{name}: the weights were trained on the vision tower {tower!r}, but this installation has {encoder.tower.key!r}")

@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from cir_lightning.storage import cache_root, lock, replace_file
+from cir_lightning.storage import lock, replace_file
+from data_modules.folders import cache_root
 from data_modules.images import content_hash, load_image, to_tensor
 
 if TYPE_CHECKING:

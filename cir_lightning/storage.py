@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-def cache_root() -> Path:
-    """The folder of everything that can be made again: ``$CIR_CACHE``, by default ``~/.cache/cir-lightning``."""
-    return Path(os.environ.get("CIR_CACHE") or Path.home() / ".cache" / "cir-lightning").expanduser()
-
-
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
     """Hold the lock file ``<path>.lock``, so that one process at a time makes what belongs at ``path``.

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from cir_lightning.backbones.base import Backbone, VisionTower
-from cir_lightning.storage import cache_root, create_folder
+from cir_lightning.storage import create_folder
 from data_modules.errors import UserError
+from data_modules.folders import cache_root
 
 if TYPE_CHECKING:
     from cir_lightning.backbones.lora import LoRA
