@@ -104,7 +104,7 @@ def with_article(noun: str) -> str:
 
 def is_activity(role: str) -> bool:
     """Whether a role reads as what somebody does or has on ("running", "in tuxedo") and not as what somebody is ("cook")."""
-    return role.startswith(("in ", "with ")) or role.split()[0].endswith("ing")
+    return role.startswith(("in ", "with ")) or any(word.endswith("ing") for word in role.split())
 
 
 def wording(kind: str, value: str, target: Description, was: str = "") -> Wording:

@@ -31,6 +31,7 @@ SAYS = [
     ("man_judge_dark_skin_tone", "man_judge", {"with yellow skin", "change the skin to yellow"}),
     ("man_judge", "man_astronaut", {"turn them into an astronaut", "an astronaut instead", "as an astronaut"}),
     ("man_judge", "man_in_tuxedo", {"now in a tuxedo", "show them in a tuxedo"}),
+    ("man_judge", "man_mountain_biking", {"now mountain biking", "mountain biking instead"}),
     ("man_judge", "deaf_man", {"make them deaf", "who is deaf"}),
     ("woman_judge", "old_woman", {"turn them into an old woman", "an old woman instead"}),
     ("man_red_hair", "man_bald", {"make them bald", "the same person but bald"}),
@@ -70,7 +71,7 @@ def test_articles(noun: str, expected: str):
 
 
 def test_activities_are_not_nouns():
-    assert all(map(is_activity, ("running", "in bed", "with veil", "playing water polo", "wearing turban", "gesturing OK")))
+    assert all(map(is_activity, ("running", "in bed", "with veil", "playing water polo", "wearing turban", "gesturing OK", "mountain biking")))
     assert not any(map(is_activity, ("cook", "judge", "ballet dancer", "police officer", "adult")))
 
 
@@ -95,6 +96,7 @@ def test_captions_of_the_benchmark_are_plain_english(emoji: EmojiCIR):
         assert re.fullmatch(r"[A-Za-z' .,-]+", text), text
         assert not re.search(r"\ba [aeio]|\ban [^aeiou]|\b(\w+) \1\b| {2}|None", text), text
         assert not NO_ARTICLE.search(text), text
+        assert not re.search(r"\ban? (\w+ )?\w+ing($|,| and | instead)", text), text  # what somebody does, taken for what somebody is
 
 
 TITLES = {
