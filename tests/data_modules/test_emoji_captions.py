@@ -71,7 +71,7 @@ def test_articles(noun: str, expected: str):
 
 
 def test_activities_are_not_nouns():
-    assert all(map(is_activity, ("running", "in bed", "with veil", "playing water polo", "wearing turban", "gesturing OK", "mountain biking")))
+    assert all(map(is_activity, ("running", "in bed", "playing water polo", "wearing turban", "gesturing OK", "mountain biking")))
     assert not any(map(is_activity, ("cook", "judge", "ballet dancer", "police officer", "adult")))
 
 
