@@ -24,7 +24,7 @@ def standard_callbacks(command: str, root: Path, checkpoint: str | None) -> list
         root: run folder of ``fit``.
         checkpoint: path of the checkpoint, if one is loaded; its own run folder then takes the results.
     """
-    bar = TQDMProgressBar(refresh_rate=5)
+    bar = RunProgress(refresh_rate=5)
     if command == "fit":
         watch = [ParameterTable(), PromptUsage(), LearningRateMonitor("step")]
         return [bar, RunCheckpoint(root / "checkpoints"), *watch, ResultPictures(root)]
@@ -34,6 +34,28 @@ def standard_callbacks(command: str, root: Path, checkpoint: str | None) -> list
         [Predictions(folder)] if command == "predict" else [ResultsTable(folder, checkpoint or ""), ResultPictures(folder)]
     )
     return [bar, *results]
+
+
+class RunProgress(TQDMProgressBar):
+    """One training bar over all optimizer steps of the run, so that the time left is that of the run and not of an epoch."""
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Set the bar's length and, when resumed, its start."""
+        self.train_progress_bar.total = int(trainer.estimated_stepping_batches)
+        self.train_progress_bar.initial = self.train_progress_bar.initial or trainer.global_step
+        self.train_progress_bar.set_description("Training")
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """Move the bar."""
+        if self._should_update(trainer.global_step, self.train_progress_bar.total):
+            self.train_progress_bar.n = trainer.global_step
+            self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float | dict[str, float]]:
+        """Without the version number, which one folder per run makes pointless."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
 
 
 class RunCheckpoint(ModelCheckpoint):
