@@ -47,7 +47,7 @@ class RunProgress(TQDMProgressBar):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Move the bar."""
-        if self._should_update(trainer.global_step, self.train_progress_bar.total):
+        if self._should_update(trainer.global_step, int(trainer.estimated_stepping_batches)):
             self.train_progress_bar.n = trainer.global_step
             self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
 
