@@ -26,7 +26,6 @@ def work(rank: int, world: int, port: int, folder: Path) -> None:
     """One process."""
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {key: str(value) for key, value in place.items()}
-    sys.stdout = sys.stderr = Path(os.devnull).open("w") if rank else sys.stderr
     torch.set_num_threads(1)
     data = TinyCIR(str(folder), batch_size=GLOBAL_BATCH // world, eval_batch_size=22)  # 40 pictures: the third process would get none
     module = tiny_module(encoder=tiny_encoder(soft_prompt=PromptPool(6, 2, chosen=2, pull=0)))

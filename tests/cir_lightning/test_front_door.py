@@ -1,0 +1,247 @@
+"""The command line: light where it can be, one sentence for every mistake, and the whole way from fit to predict."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from fakes.tiny import TinyCIR, TinyLVLM
+
+from cir_lightning import __version__
+from cir_lightning.cli import COMMANDS, main, recipe_folder
+
+RECIPES = sorted(str(path.relative_to(recipe_folder())) for path in recipe_folder().rglob("*.yaml"))
+OVERLAYS_OF = "emoji.yaml"
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """A mistake in a test must not train in the source tree; recipes are found from any folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(("option", "shown"), [("--help", "usage: cir COMMAND"), ("--version", f"cir-lightning {__version__}")])
+def test_help_and_version_are_light(option, shown):
+    code = "import sys; from cir_lightning.cli import main; rc = main(sys.argv[1:]); print(*sys.modules); sys.exit(rc)"
+    run = subprocess.run([sys.executable, "-c", code, option], capture_output=True, text=True, check=False)
+    *text, modules = run.stdout.splitlines()
+    assert run.returncode == 0
+    assert shown in "\n".join(text)
+    assert not {"torch", "lightning", "transformers", "jsonargparse", "numpy"} & set(modules.split())
+
+
+def test_help_names_commands_and_recipes(capsys):
+    assert main([]) == 0
+    bare = capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out == bare
+    assert all(f"cir {command} " in bare for command in COMMANDS)
+    assert RECIPES
+    assert all(recipe in bare for recipe in RECIPES)
+
+
+def refused(arguments, capsys):
+    """The sentence on stderr with which a command leaves with exit code 2."""
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    (line,) = [line for line in error.splitlines() if line.startswith("cir: ")]
+    return line
+
+
+def test_an_unknown_command(capsys):
+    assert refused(["fitt"], capsys) == f"cir: unknown command 'fitt'; commands are {', '.join(COMMANDS)}"
+
+
+def test_the_process_leaves_with_2():
+    run = subprocess.run([sys.executable, "-m", "cir_lightning.cli", "fitt"], capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert run.stderr.startswith("cir: unknown command")
+    assert run.stdout == ""
+
+
+@pytest.mark.parametrize("option", [["--config", "emojj.yaml"], ["--config=emojj.yaml"], ["-c", "emojj.yaml"]])
+def test_an_unknown_recipe_names_the_recipes(option, capsys):
+    line = refused(["fit", *option], capsys)
+    assert "emojj.yaml" in line
+    assert line.endswith(f"recipes are {', '.join(RECIPES)}")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_parses(recipe, capsys):
+    configs = [OVERLAYS_OF] if recipe == OVERLAYS_OF else [OVERLAYS_OF, recipe]
+    assert main(["fit", *(word for config in configs for word in ("--config", config)), "--print_config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    asked = yaml.safe_load((recipe_folder() / recipe).read_text())
+    for key, value in leaves(asked):
+        assert dict(leaves(printed))[key] == value, key
+
+
+def leaves(tree, path=""):
+    """Paths without ``init_args``, and plain values; of lists of classes the names only."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from leaves(value, path if key == "init_args" else f"{path}.{key}")
+    elif isinstance(tree, list) and tree and isinstance(tree[0], dict):
+        yield path, [entry["class_path"] for entry in tree]
+    else:
+        yield path, tree
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model.nonsense", "1"], "nonsense"),
+        (["--trainer.maxsteps", "1"], "maxsteps"),
+        (["--model.encoder.init_args.widht=1"], "widht"),
+        pytest.param(
+            ["--data.init_args.batch_sise=3"], "batch_sise", marks=pytest.mark.xfail(strict=True, reason="only three lines are shown")
+        ),
+    ],
+)
+def test_a_wrong_key_is_named(arguments, words, capsys):
+    assert words in refused(["fit", "--config", "emoji.yaml", *arguments], capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model.lr", "fast"], "fast"),
+        (["--model.encoder.init_args.pooling=first"], "first"),
+        (["--model.encoder.init_args.soft_prompt.init_args.chosen=99"], "chosen=99 of size=45"),
+        (["--model.encoder.init_args.query_template={image}"], "has no hole {caption}"),
+        pytest.param(
+            ["--data.batch_size=0"],
+            "data.batch_size is 0; set --data.batch_size to 1 or more",
+            marks=pytest.mark.xfail(strict=True, reason="jsonargparse wraps the UserError in a ValueError: traceback"),
+        ),
+    ],
+)
+def test_a_wrong_value_is_named(arguments, words, capsys):
+    assert words in refused(["fit", "--config", "emoji.yaml", *arguments], capsys)
+
+
+def test_checkpoints_that_are_none(tmp_path, capsys):
+    assert "no such file; train one with cir fit" in refused(["test", "--ckpt_path", str(tmp_path / "a.ckpt")], capsys)
+    (tmp_path / "a.ckpt").write_bytes(b"garbage")
+    assert "not a readable checkpoint" in refused(["test", "--ckpt_path", str(tmp_path / "a.ckpt")], capsys)
+    assert "a.ckpt" in refused(["test", "--ckpt_path", str(tmp_path / "b.ckpt")], capsys)
+
+
+CONFIG = {
+    "trainer": {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_steps": 2,
+        "val_check_interval": 2,
+        "check_val_every_n_epoch": None,
+        "num_sanity_val_steps": 0,
+        "callbacks": [{"class_path": "cir_lightning.alignment.TitleAlignment", "init_args": {"steps": 2, "batch_size": 8}}],
+    },
+    "model": {
+        "encoder": {
+            "class_path": "cir_lightning.encoder.IntentEncoder",
+            "init_args": {
+                "backbone": {"class_path": f"fakes.tiny.{TinyLVLM.__name__}", "init_args": {"lora": {"rank": 2}}},
+                "connector": {
+                    "class_path": "cir_lightning.connector.Resampler",
+                    "init_args": {"queries": 2, "width": 32, "depth": 1, "heads": 4},
+                },
+                "soft_prompt": {
+                    "class_path": "cir_lightning.prompt_pool.PromptPool",
+                    "init_args": {"size": 4, "tokens": 1, "chosen": 2},
+                },
+                "width": 16,
+            },
+        },
+        "loss": {"temperature": 0.1},
+    },
+    "data": {"class_path": f"fakes.tiny.{TinyCIR.__name__}", "init_args": {}},
+}
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """A folder with ``tiny.yaml`` and the finished run ``run``; commands run in it."""
+    folder = tmp_path_factory.mktemp("front door")
+    config = json.loads(json.dumps(CONFIG))
+    config["trainer"]["default_root_dir"] = str(folder / "run")
+    config["data"]["init_args"]["root"] = str(folder)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CIR_CACHE", str(folder / "cache"))
+        assert main(["fit", "--config", str(folder / "tiny.yaml")]) == 0
+        yield folder
+
+
+def rows(folder):
+    return json.loads((folder / "run" / "test" / "results.json").read_text())["rows"]
+
+
+def test_fit_leaves_a_run_folder(fitted):
+    run = fitted / "run"
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["encoder"]["init_args"]["width"] == 16
+    assert (run / "best.ckpt").exists() is False
+    assert {path.name for path in (run / "val").iterdir()} == {"colour.png", "shape.png"}
+
+
+def test_test_needs_only_the_run_folder(fitted, capsys):
+    assert main(["test", "--ckpt_path", str(fitted / "run")]) == 0
+    out = capsys.readouterr().out
+    methods = [row["method"] for row in rows(fitted) if row["group"] == "colour"]
+    assert methods == ["random", "reference image only", "caption only", "sum of both", "CIR-LVLM"]
+    assert set(rows(fitted)[0]["figures"]) == {"R@1", "R@5", "R@10", "R_subset@1", "R_subset@2", "R_subset@3"}
+    assert "sum of both" in out
+    assert {path.name for path in (fitted / "run" / "test").glob("*.png")} == {"colour.png", "shape.png"}
+
+
+def test_a_flag_beats_the_checkpoints_config(fitted):
+    assert main(["test", "--ckpt_path", str(fitted / "run" / "checkpoints" / "last.ckpt"), "--data.recall_at=[1,3]"]) == 0
+    assert {"R@1", "R@3"} < set(rows(fitted)[0]["figures"])
+    assert "R@5" not in rows(fitted)[0]["figures"]
+
+
+def test_predict_writes_every_query(fitted):
+    assert main(["predict", "--ckpt_path", str(fitted / "run"), "--model.top", "3"]) == 0
+    lines = [json.loads(line) for line in (fitted / "run" / "predictions.jsonl").read_text().splitlines()]
+    data = TinyCIR(str(fitted))
+    data.setup()
+    assert len(lines) == sum(len(evaluation.queries) for evaluation in data.evaluation_sets("test"))
+    assert all(len(line["names"]) == 3 and line["reference"] not in line["names"] for line in lines)
+
+
+@pytest.mark.xfail(strict=True, reason="the standard callbacks always have a TQDMProgressBar")
+def test_the_progress_bar_can_be_switched_off(fitted):
+    assert main(["test", "--ckpt_path", str(fitted / "run"), "--trainer.enable_progress_bar", "false"]) == 0
+
+
+def test_a_run_folder_that_exists_is_kept(fitted, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (fitted / "run").rglob("*.ckpt")}
+    line = refused(["fit", "--config", str(fitted / "tiny.yaml")], capsys)
+    assert f"run folder {fitted / 'run'} already holds a run" in line
+    assert {path: path.stat().st_mtime_ns for path in (fitted / "run").rglob("*.ckpt")} == before
+
+
+def test_going_on_with_last(fitted, tmp_path, capsys):
+    shutil.copytree(fitted / "run", tmp_path / "run")
+    options = ["--trainer.default_root_dir", str(tmp_path / "run"), "--ckpt_path", "last"]
+    assert main(["fit", "--config", str(fitted / "tiny.yaml"), *options, "--trainer.max_steps", "4"]) == 0
+    from cir_lightning.checkpoint import read_checkpoint
+
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 4
+    assert read_checkpoint(fitted / "run" / "checkpoints" / "last.ckpt")["global_step"] == 2
+
+
+def test_another_models_checkpoint_is_refused(fitted, capsys):
+    checkpoint = ["--ckpt_path", str(fitted / "run")]
+    config = ["--config", str(fitted / "tiny.yaml")]
+    assert "another shape" in refused(["test", *config, *checkpoint, "--model.encoder.init_args.width", "8"], capsys)
+    other = ["--model.encoder.init_args.soft_prompt.class_path=cir_lightning.prompt_pool.NoPrompt"]
+    assert "unknown: encoder.soft_prompt.keys" in refused(["test", *config, *checkpoint, *other], capsys)
+
+
+def test_a_k_beyond_the_gallery(fitted, capsys):
+    assert "50" in refused(["test", "--ckpt_path", str(fitted / "run"), "--data.recall_at=[1,50]"], capsys)
