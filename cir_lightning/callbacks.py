@@ -27,7 +27,7 @@ def standard_callbacks(command: str, root: Path, checkpoint: str | None) -> list
     bar = RunProgress(refresh_rate=5)
     if command == "fit":
         watch = [ParameterTable(), PromptUsage(), LearningRateMonitor("step")]
-        return [bar, RunCheckpoint(root / "checkpoints"), *watch, ResultPictures(root)]
+        return [bar, RunCheckpoint(root / "checkpoints"), *watch, ResultsTable(root, ""), ResultPictures(root)]
     parent = Path(checkpoint).parent if checkpoint else root / "checkpoints"
     folder = parent.parent if parent.name == "checkpoints" else parent
     results: list[Callback] = (

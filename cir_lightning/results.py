@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cir_lightning.module import CIRModule, Split
     from data_modules.records import EvaluationSet
 
+COMBINER = "late-fusion combiner"
 ROWS = 8  # queries per picture grid
 
 
@@ -63,7 +64,7 @@ def sibling_rows(folder: Path, label: str, fingerprints: set[str]) -> tuple[repo
 
 
 class ResultsTable(Callback):
-    """Prints the table at the end of ``cir validate`` and ``cir test`` and writes it as Markdown, CSV and JSON.
+    """Prints the table at the end of every command; that of ``cir validate`` and ``cir test`` is written, too: Markdown, CSV and JSON.
 
     Args:
         folder: the run folder; the files go to ``<folder>/<split>``.
@@ -82,23 +83,37 @@ class ResultsTable(Callback):
         """Table of ``cir test``."""
         self._write(trainer, pl_module, "test")  # type: ignore[arg-type]
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Figures of the last validation of ``cir fit``, and what to do next."""
+        module: CIRModule = pl_module  # type: ignore[assignment]
+        if trainer.is_global_zero and module.rankings:
+            rows = tuple(make_row(module.encoder.label, evaluation, ranking) for evaluation, ranking in module.rankings.values())
+            table = self._report(module, "val", f"step {trainer.global_step}", rows, ())
+            print("\n" + report.to_text(table))
+            print(f"trained: {self.folder}; score it on the test split, beside its yardsticks, with cir test --ckpt_path {self.folder}")
+
     def _write(self, trainer: Trainer, module: CIRModule, split: Split) -> None:
         if not trainer.is_global_zero:
             return
         folder = self.folder / split
-        table = report.Report(
-            benchmark=type(module.data).__name__,
-            split=split,
-            checkpoint=self.checkpoint or "none (untrained)",
-            version=__version__,
-            commit=_commit(),
-            seed=module.data.seed,
-            rows=self._rows(module, folder),
-            notes=self._notes(module, folder),
-        )
+        rows = self._rows(module, folder)
+        table = self._report(module, split, self.checkpoint or "none (untrained)", rows, self._notes(module, rows))
         files = report.write(table, folder)
         print("\n" + report.to_text(table))
         print("results: " + ", ".join(str(path) for path in files.values()))
+
+    @staticmethod
+    def _report(module: CIRModule, split: Split, checkpoint: str, rows: tuple[report.Row, ...], notes: tuple[str, ...]) -> report.Report:
+        return report.Report(
+            benchmark=type(module.data).__name__,
+            split=split,
+            checkpoint=checkpoint,
+            version=__version__,
+            commit=_commit(),
+            seed=module.data.seed,
+            rows=rows,
+            notes=notes,
+        )
 
     def _rows(self, module: CIRModule, folder: Path) -> tuple[report.Row, ...]:
         yardsticks = Yardsticks(module)
@@ -112,18 +127,15 @@ class ResultsTable(Callback):
             rows.append(make_row(module.encoder.label, evaluation, ranking))
         return tuple(rows)
 
-    def _notes(self, module: CIRModule, folder: Path) -> tuple[str, ...]:
-        fingerprints = {evaluation.fingerprint for evaluation, _ in module.rankings.values()}
-        if module.encoder.label == COMBINER or sibling_rows(folder, COMBINER, fingerprints):
+    @staticmethod
+    def _notes(module: CIRModule, rows: tuple[report.Row, ...]) -> tuple[str, ...]:
+        if any(row.method == COMBINER for row in rows):
             return ()
         recipe = type(module.data).__name__.removesuffix("CIR").lower()
         return (
-            f"no row for the {COMBINER}: no run of it on these queries beside this one; train and test it with cir fit --config "
-            f"{recipe}.yaml --config combiner.yaml, then cir test --ckpt_path its folder",
+            f"no row for the {COMBINER}: no run of it on these queries lies beside this one; make it with cir fit --config "
+            f"{recipe}.yaml --config combiner.yaml and cir test --ckpt_path its folder",
         )
-
-
-COMBINER = "late-fusion combiner"
 
 
 class ResultPictures(Callback):
