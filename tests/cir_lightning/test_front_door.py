@@ -244,4 +244,6 @@ def test_another_models_checkpoint_is_refused(fitted, capsys):
 
 
 def test_a_k_beyond_the_gallery(fitted, capsys):
-    assert "50" in refused(["test", "--ckpt_path", str(fitted / "run"), "--data.recall_at=[1,50]"], capsys)
+    assert "R@50 of a gallery of 39 pictures without the reference" in refused(
+        ["test", "--ckpt_path", str(fitted / "run"), "--data.recall_at=[1,50]"], capsys
+    )
