@@ -24,16 +24,14 @@ def standard_callbacks(command: str, root: Path, checkpoint: str | None) -> list
         root: run folder of ``fit``.
         checkpoint: path of the checkpoint, if one is loaded; its own run folder then takes the results.
     """
-    bar = RunProgress(refresh_rate=5)
     if command == "fit":
         watch = [ParameterTable(), PromptUsage(), LearningRateMonitor("step")]
-        return [bar, RunCheckpoint(root / "checkpoints"), *watch, ResultsTable(root, ""), ResultPictures(root)]
+        return [RunCheckpoint(root / "checkpoints"), *watch, ResultsTable(root, ""), ResultPictures(root)]
     parent = Path(checkpoint).parent if checkpoint else root / "checkpoints"
     folder = parent.parent if parent.name == "checkpoints" else parent
-    results: list[Callback] = (
-        [Predictions(folder)] if command == "predict" else [ResultsTable(folder, checkpoint or ""), ResultPictures(folder)]
-    )
-    return [bar, *results]
+    if command == "predict":
+        return [Predictions(folder)]
+    return [ResultsTable(folder, checkpoint or ""), ResultPictures(folder)]
 
 
 class RunProgress(TQDMProgressBar):

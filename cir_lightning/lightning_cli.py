@@ -14,7 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from cir_lightning.callbacks import standard_callbacks
+from cir_lightning.callbacks import RunProgress, standard_callbacks
 from cir_lightning.checkpoint import CONFIG_KEY, read_checkpoint
 from cir_lightning.cli import recipe_folder
 from cir_lightning.module import CIRModule
@@ -29,7 +29,11 @@ NOT_A_FIT_KEY = {"fit": ("verbose",), "validate": (), "test": (), "predict": ("v
 
 
 class Parser(LightningArgumentParser):
-    """A parser whose errors are one sentence."""
+    """A parser whose errors are one sentence, and that takes no abbreviated options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.allow_abbrev = False
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise instead of printing the usage and leaving.
@@ -37,8 +41,14 @@ class Parser(LightningArgumentParser):
         Raises:
             UserError: always.
         """
-        lines = [line.strip() for line in str(ex or message).splitlines() if line.strip()]
-        raise UserError(" ".join(lines[:3])[:600] + "; cir COMMAND --help and --print_config show what there is") from ex
+        raise UserError(f"{sentence(str(ex or message))}; cir COMMAND --help and --print_config show what there is") from ex
+
+
+def sentence(message: str, longest: int = 600) -> str:
+    """Jsonargparse's message on one line; where it tried the members of a union, only what was wrong with the likeliest, the last."""
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
+    starts = [at + 1 for at, line in enumerate(lines) if line == "Errors:"]
+    return " ".join(lines[starts[-1] :] if starts else lines[:3])[:longest]
 
 
 def find_recipe(name: str) -> str:
@@ -66,6 +76,10 @@ def resolve(argv: list[str]) -> list[str]:
             out.append(word)
             continue
         value = value if equals else next(rest, "")
+        if not value or value.startswith("--"):
+            raise UserError(
+                f"{option} needs a value: {'a run folder or a checkpoint file' if option == '--ckpt_path' else 'a recipe or a file'}"
+            )
         if option == "--ckpt_path":
             value = checkpoint = _checkpoint_file(value)
         out += [option, value if option == "--ckpt_path" else find_recipe(value)]
@@ -76,8 +90,11 @@ def resolve(argv: list[str]) -> list[str]:
 
 
 def _checkpoint_file(value: str) -> str:
-    """A run folder means its best checkpoint."""
-    return str(Path(value) / "checkpoints" / "best.ckpt") if Path(value).is_dir() else value
+    """A run folder means its best checkpoint, or its last one if it ended before it was ever validated."""
+    if not Path(value).is_dir():
+        return value
+    best, last = (Path(value) / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
+    return str(last if last.is_file() and not best.is_file() else best)
 
 
 class EmbedConfig(SaveConfigCallback):
@@ -86,12 +103,12 @@ class EmbedConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
         """``config.yaml`` in the run folder."""
         if stage == "fit":
-            text = self.parser.dump(self.config, skip_none=False)
+            text = self.parser.dump(self.config, skip_unset=False)
             replace_file(Path(trainer.default_root_dir) / "config.yaml", lambda part: part.write_text(text, encoding="utf-8"))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         """The same text, so that ``cir test --ckpt_path X`` needs nothing else."""
-        checkpoint[CONFIG_KEY] = self.parser.dump(self.config, skip_none=False)
+        checkpoint[CONFIG_KEY] = self.parser.dump(self.config, skip_unset=False)
 
 
 class CIRCLI(LightningCLI):
@@ -107,6 +124,8 @@ class CIRCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Resolve ``--ckpt_path last``; refuse to train into a folder that holds a run."""
         config = self.config[self.subcommand]
+        if "verbose" in config:
+            config.verbose = False  # Lightning's own table, once per loader; ours says more
         folder = Path(config.trainer.default_root_dir or "runs/unnamed") / "checkpoints"
         config.trainer.default_root_dir = str(folder.parent)
         if config.ckpt_path == "last":
@@ -127,7 +146,10 @@ class CIRCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(root, name="", version="tensorboard")
         elif self.subcommand != "fit":
             kwargs["logger"] = False
-        self.trainer_defaults["callbacks"] = standard_callbacks(str(self.subcommand), root, config.ckpt_path)
+        self.trainer_defaults["callbacks"] = [
+            *standard_callbacks(str(self.subcommand), root, config.ckpt_path),
+            *([] if config.trainer.enable_progress_bar is False else [RunProgress(refresh_rate=5)]),
+        ]
         return super().instantiate_trainer(**kwargs)
 
 
@@ -151,11 +173,20 @@ def run(argv: list[str]) -> None:
             args=resolve(argv),
         )
     except (ArgumentError, MisconfigurationException) as error:
-        raise UserError(str(error)) from error
+        raise UserError(sentence(str(error))) from error
+    except ValueError as error:
+        raise (_user_error_below(error) or error) from error.__cause__
     except SystemExit as left:
         if left.code not in (0, None):
             raise
     sys.stdout.flush()
+
+
+def _user_error_below(error: BaseException | None) -> UserError | None:
+    """The user's mistake that jsonargparse wrapped when a constructor raised it."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _quiet() -> None:

@@ -98,7 +98,7 @@ class CIRModule(LightningModule):
         if tower != self.encoder.tower.key:
             raise UserError(f"the weights were trained on the vision tower {tower!r}, not on {self.encoder.tower.key!r}; use their config")
 
-    def setup(self, stage: str) -> None:
+    def setup(self, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
         """Refuse what cannot train, and get the patch features of every picture that this stage needs."""
         if str(self.trainer.precision).endswith("-true") and self.trainer.precision != "32-true":
             raise UserError(
@@ -108,7 +108,7 @@ class CIRModule(LightningModule):
         self.configure_model()  # Lightning calls it after setup, which already needs the tower
         cache = FeatureCache(self.encoder.tower)
         self.features = cache.features([picture.path for picture in self.data.pictures])
-        if stage == "fit" and not self.init_from:
+        if not self.init_from:  # a checkpoint brings its own statistics, later
             self.encoder.standardise.fit(self.features[self.data.train_pictures()])
 
     def features_of(self, pictures: Tensor) -> Tensor:

@@ -119,6 +119,12 @@ class EfficientNetLite0(VisionTower):
         return torch.cat(maps, dim=1).flatten(2).transpose(1, 2).half()
 
 
+def checkpoint_activations(llm: nn.Module) -> None:
+    """Recompute activations in the backward pass; transformers renamed the method in 5.23 and drops the old name in 6."""
+    enable: Any = getattr(llm, "activation_checkpointing_enable", None) or llm.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 class MiniLVLM(Backbone):
     """EfficientNet-Lite0 + the first layers of SmolLM2-135M-Instruct with LoRA.
 
@@ -155,6 +161,6 @@ class MiniLVLM(Backbone):
         self.llm = LlamaModel.from_pretrained(folder, num_hidden_layers=self.layers, dtype=torch.float32, use_cache=False)
         self.llm.requires_grad_(requires_grad=False)
         if self.gradient_checkpointing:
-            self.llm.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+            checkpoint_activations(self.llm)
         if self.lora is not None:
             self.lora.add_to(self.llm)
