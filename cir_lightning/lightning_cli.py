@@ -25,7 +25,18 @@ from data_modules.errors import UserError
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-NOT_A_FIT_KEY = {"fit": ("verbose",), "validate": (), "test": (), "predict": ("verbose",)}
+NOISE = (  # warnings about what is meant to be so
+    "LeafSpec",
+    "is_gradient_checkpointing",
+    "does not have many workers",
+    "args parameter is intended",
+    "in eval mode at the start",
+    "Be aware that when using `ckpt_path`",
+    "You are using a custom batch sampler",
+    "predict returned None",
+    "Checkpoint directory .* exists",
+    "The dirpath has changed",
+)
 
 
 class Parser(LightningArgumentParser):
@@ -196,10 +207,5 @@ def _quiet() -> None:
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
-    for message in (
-        r".*LeafSpec.*",
-        r".*is_gradient_checkpointing.*",
-        r".*does not have many workers.*",
-        r".*args parameter is intended.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=f".*{message}")
