@@ -36,7 +36,7 @@ test: lint
 
 # The packaged weights, after: cir fit --config emoji.yaml --config emoji-long.yaml
 weights: $(VENV)/installed
-	$(BIN)/python -m cir_lightning.weights runs/emoji-long/checkpoints/best.ckpt cir_lightning/weights/emoji.safetensors
+	$(BIN)/python -m cir_lightning.weights runs/emoji-long/checkpoints/best.ckpt cir_lightning/pretrained/emoji.safetensors
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist

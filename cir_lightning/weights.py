@@ -22,7 +22,7 @@ from data_modules.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-PACKAGED = Path(__file__).parent / "weights"
+PACKAGED = Path(__file__).parent / "pretrained"
 
 
 def find_weights(name: str) -> Path:
