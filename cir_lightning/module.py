@@ -142,7 +142,7 @@ class CIRModule(LightningModule):
             for matrix, decay in ((True, self.weight_decay), (False, 0.0)):
                 chosen = [p for name, p in named if ("lora_" in name) is lora and (p.ndim > 1) is matrix]
                 groups += [{"params": chosen, "lr": lr, "weight_decay": decay}] if chosen else []
-        optimizer = torch.optim.AdamW(groups)
+        optimizer = torch.optim.AdamW(groups, fused=True)
         total = self.trainer.estimated_stepping_batches
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._lr_factor(step, int(total)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
