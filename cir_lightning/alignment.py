@@ -99,6 +99,7 @@ class TitleAlignment(Callback):
                     self._log(trainer, step, {"align/loss": loss.item(), "align/own_title": found.item()})
         for parameter in encoder.connector.parameters():
             parameter.grad = None
+            parameter.data = trainer.strategy.broadcast(parameter.data)  # dropout may have drawn differently elsewhere
 
     def _loss(self, module: CIRModule, chosen: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         encoder: IntentEncoder = module.encoder  # type: ignore[assignment]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+MAX_CAPTION_WORDS = 60  # the default of the data modules
 BATCH = 8  # as in the feature cache, for the same numbers at the same speed
 
 
@@ -58,6 +59,8 @@ class Retriever:
         """
         if not caption.strip():
             raise UserError("the caption is empty; say in words how the wanted picture differs")
+        if (count := len(caption.split())) > MAX_CAPTION_WORDS:
+            raise UserError(f"the caption {caption[:40]!r}... has {count} words; say it in {MAX_CAPTION_WORDS} at most")
         return self.encoder.encode_query(self.encoder.see(self._features([picture])), [caption])[0].cpu()
 
     @torch.inference_mode()
@@ -67,8 +70,8 @@ class Retriever:
         Raises:
             UserError: there is no picture, or one cannot be read.
         """
-        if not pictures:
-            raise UserError("there are no pictures to encode; give at least one path")
+        if isinstance(pictures, str) or not pictures:
+            raise UserError(f"pictures={pictures!r} is no list of pictures; give at least one path, in a list")
         chunks = (pictures[i : i + BATCH] for i in range(0, len(pictures), BATCH))
         return torch.cat([self.encoder.encode_target(self.encoder.see(self._features(chunk))).cpu() for chunk in chunks])
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from cir_lightning.storage import lock, replace_file
 from data_modules.folders import cache_root
-from data_modules.images import content_hash, load_image, to_tensor
+from data_modules.images import TRANSFORM, content_hash, load_image, to_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,7 +42,7 @@ class FeatureCache:
 
     def __init__(self, tower: VisionTower, folder: Path | None = None) -> None:
         self.tower = tower
-        self.folder = (folder or cache_root() / "features") / tower.key
+        self.folder = (folder or cache_root() / "features") / f"{tower.key}-{TRANSFORM}"
 
     def features(self, paths: Sequence[Path]) -> Tensor:
         """Patch features of the pictures, from the cache where they are there, computed and kept where they are not.

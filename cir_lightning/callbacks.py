@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +17,19 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 
-def standard_callbacks(command: str, root: Path, checkpoint: str | None) -> list[Callback]:
+def standard_callbacks(command: str, root: Path, checkpoint: str | None, monitor: str) -> list[Callback]:
     """The callbacks of a command.
 
     Args:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
         root: run folder of ``fit``.
         checkpoint: path of the checkpoint, if one is loaded; its own run folder then takes the results.
+        monitor: name of the figure that chooses the best checkpoint.
     """
     if command == "fit":
         watch = [ParameterTable(), PromptUsage(), LearningRateMonitor("step")]
-        return [RunCheckpoint(root / "checkpoints"), *watch, ResultsTable(root, ""), ResultPictures(root)]
+        kept = [best_checkpoint(root / "checkpoints", monitor), LastCheckpoint(root / "checkpoints")]
+        return [*kept, *watch, ResultsTable(root, ""), ResultPictures(root)]
     parent = Path(checkpoint).parent if checkpoint else root / "checkpoints"
     folder = parent.parent if parent.name == "checkpoints" else parent
     if command == "predict":
@@ -34,18 +37,61 @@ def standard_callbacks(command: str, root: Path, checkpoint: str | None) -> list
     return [ResultsTable(folder, checkpoint or ""), ResultPictures(folder)]
 
 
+def best_checkpoint(folder: Path, monitor: str) -> ModelCheckpoint:
+    """``best.ckpt``: what is trained, without optimizer state, at the highest figure of the recipe's headline metric."""
+    return ModelCheckpoint(
+        dirpath=folder,
+        filename="best",
+        monitor=monitor,
+        mode="max",
+        save_weights_only=True,
+        auto_insert_metric_name=False,
+        enable_version_counter=False,
+    )
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """``last.ckpt``, with which a run goes on: at every validation, at the end, and when the user stops the run by Ctrl-C."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(dirpath=folder, filename="last", enable_version_counter=False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the steps after the last validation, too."""
+        super().on_train_end(trainer, pl_module)
+        if trainer.global_step > self._last_global_step_saved:
+            trainer.save_checkpoint(f"{self.dirpath}/last.ckpt")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        """Keep what there is."""
+        if not isinstance(exception, KeyboardInterrupt) or trainer.state.fn != "fit":
+            return
+        if not trainer.global_step:
+            print("\nstopped before the first training step: there is nothing to go on with")
+            return
+        path = f"{self.dirpath}/last.ckpt"
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            print(f"\nstopped at step {trainer.global_step}; go on with the same command and --ckpt_path last ({path})")
+
+
 class RunProgress(TQDMProgressBar):
     """One training bar over all optimizer steps of the run, so that the time left is that of the run and not of an epoch."""
 
+    def on_train_start(self, trainer: Trainer, *args: Any) -> None:
+        """Start where the run goes on."""
+        super().on_train_start(trainer, *args)
+        self.train_progress_bar.initial = trainer.global_step
+
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Set the bar's length and, when resumed, its start."""
-        self.train_progress_bar.total = int(trainer.estimated_stepping_batches)
-        self.train_progress_bar.initial = self.train_progress_bar.initial or trainer.global_step
+        """Set the bar's length."""
+        total = trainer.estimated_stepping_batches
+        self.train_progress_bar.total = int(total) if math.isfinite(total) else None
         self.train_progress_bar.set_description("Training")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Move the bar."""
-        if self._should_update(trainer.global_step, int(trainer.estimated_stepping_batches)):
+        if self.is_enabled and (trainer.global_step % self.refresh_rate == 0 or trainer.global_step == self.train_progress_bar.total):
             self.train_progress_bar.n = trainer.global_step
             self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
 
@@ -54,29 +100,6 @@ class RunProgress(TQDMProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
-
-
-class RunCheckpoint(ModelCheckpoint):
-    """``best.ckpt`` by the headline metric ``val/R@1``, and ``last.ckpt``, also when training is stopped by Ctrl-C."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(
-            dirpath=folder,
-            filename="best",
-            monitor="val/R@1",
-            mode="max",
-            save_last=True,
-            auto_insert_metric_name=False,
-            enable_version_counter=False,
-        )
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
-        """Keep what there is when the user stops the run."""
-        if isinstance(exception, KeyboardInterrupt) and trainer.global_step and trainer.state.fn == "fit":
-            path = f"{self.dirpath}/last.ckpt"
-            trainer.save_checkpoint(path)
-            if trainer.is_global_zero:
-                print(f"\nstopped at step {trainer.global_step}; go on with the same command and --ckpt_path last ({path})")
 
 
 class ParameterTable(Callback):

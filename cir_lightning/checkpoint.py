@@ -70,6 +70,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise UserError(f"--ckpt_path {path}: not a readable checkpoint ({str(error).splitlines()[0]}); use another one") from error
-    if not isinstance(checkpoint, dict) or CONFIG_KEY not in checkpoint:
-        raise UserError(f"--ckpt_path {path}: this file holds no config, so it was not written by cir fit; use one from a run folder")
-    return checkpoint
+    keys = set(checkpoint) if isinstance(checkpoint, dict) else set()
+    lacking = sorted({CONFIG_KEY, "state_dict", "tower", "pytorch-lightning_version"} - keys)
+    if lacking or not isinstance(checkpoint[CONFIG_KEY], str):
+        what = lacking[0] if lacking else CONFIG_KEY
+        raise UserError(f"--ckpt_path {path}: this file holds no {what}, so cir fit did not write it; use one from a run folder")
+    return dict(checkpoint)

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: without the program's name; by default those of the process.
 
     Returns:
-        The exit code: 0, 2 for a mistake of the user (one sentence on stderr), 130 when stopped by Ctrl-C.
+        The exit code: 0, 2 for a mistake of the user (one sentence on stderr), 1 or 130 when stopped by Ctrl-C.
     """
     argv = sys.argv[1:] if arguments is None else arguments
     if not argv or argv[0] in {"-h", "--help"}:

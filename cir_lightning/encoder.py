@@ -146,6 +146,11 @@ class IntentEncoder(Encoder):
             raise UserError(f"model.encoder.query_template={query_template!r} has no hole {{caption}}: the query would ignore its caption")
         if self.target_template.has_caption:
             raise UserError(f"model.encoder.target_template={target_template!r} has the hole {{caption}}, but a target has no caption")
+        for template in (self.query_template, self.target_template):
+            if soft_prompt.length and not template.has_soft:
+                raise UserError(
+                    f"{template.key} lacks the hole {{soft}}: the {type(soft_prompt).__name__} would be ignored; add it or use NoPrompt"
+                )
         self.pooling, self.width, self.with_residual = pooling, width, residual
 
     def build(self) -> None:

@@ -14,6 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from cir_lightning.backbones.mini import quiet_transformers
 from cir_lightning.callbacks import RunProgress, standard_callbacks
 from cir_lightning.checkpoint import CONFIG_KEY, read_checkpoint
 from cir_lightning.cli import recipe_folder
@@ -39,6 +40,9 @@ NOISE = (  # warnings about what is meant to be so
 )
 
 
+HINT = "; cir COMMAND --help and --print_config show what there is"
+
+
 class Parser(LightningArgumentParser):
     """A parser whose errors are one sentence, and that takes no abbreviated options."""
 
@@ -52,7 +56,8 @@ class Parser(LightningArgumentParser):
         Raises:
             UserError: always.
         """
-        raise UserError(f"{sentence(str(ex or message))}; cir COMMAND --help and --print_config show what there is") from ex
+        text = sentence(str(ex or message)).removesuffix(HINT)
+        raise UserError(text + HINT) from ex
 
 
 def sentence(message: str, longest: int = 600) -> str:
@@ -143,7 +148,9 @@ class CIRCLI(LightningCLI):
             config.ckpt_path = str(folder / "last.ckpt")
         if config.ckpt_path:
             read_checkpoint(Path(config.ckpt_path))
-        elif self.subcommand == "fit" and any(folder.glob("*.ckpt")):
+            config.model.init_from = None  # the checkpoint has all that was trained
+        elsewhere = not config.ckpt_path or Path(config.ckpt_path).resolve().parent != folder.resolve()
+        if self.subcommand == "fit" and elsewhere and any(folder.glob("*.ckpt")):
             raise UserError(
                 f"run folder {folder.parent} already holds a run; go on with it by --ckpt_path last, or name another folder with "
                 "--trainer.default_root_dir"
@@ -158,7 +165,7 @@ class CIRCLI(LightningCLI):
         elif self.subcommand != "fit":
             kwargs["logger"] = False
         self.trainer_defaults["callbacks"] = [
-            *standard_callbacks(str(self.subcommand), root, config.ckpt_path),
+            *standard_callbacks(str(self.subcommand), root, config.ckpt_path, config.model.monitor),
             *([] if config.trainer.enable_progress_bar is False else [RunProgress(refresh_rate=5)]),
         ]
         return super().instantiate_trainer(**kwargs)
@@ -185,6 +192,12 @@ def run(argv: list[str]) -> None:
         )
     except (ArgumentError, MisconfigurationException) as error:
         raise UserError(sentence(str(error))) from error
+    except ImportError as error:
+        raise UserError(f"package {error.name or error} is missing: {error}; install what constraints.txt names, see the README") from error
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise UserError(f"cannot use {error.filename}: {error.strerror}; name another folder with --trainer.default_root_dir") from error
     except ValueError as error:
         raise (_user_error_below(error) or error) from error.__cause__
     except SystemExit as left:
@@ -201,11 +214,8 @@ def _user_error_below(error: BaseException | None) -> UserError | None:
 
 
 def _quiet() -> None:
-    """Take advertisements and messages about other people's internals out of the output."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    """Take advertisements and warnings about what is meant to be so out of the output."""
+    quiet_transformers()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
     for message in NOISE:
         warnings.filterwarnings("ignore", message=f".*{message}")

@@ -51,6 +51,7 @@ class CIRModule(LightningModule):
         init_from: weights to start from: a run folder, a checkpoint file or the name of packaged weights (``emoji``); unlike
             ``--ckpt_path``, which goes on with a run, this starts a new one.
         top: length of the ranked lists that are kept for pictures and predictions.
+        monitor: the headline metric: the figure that chooses ``best.ckpt``, higher being better.
     """
 
     def __init__(
@@ -65,11 +66,16 @@ class CIRModule(LightningModule):
         final_lr: float = 0.02,
         init_from: str | None = None,
         top: int = 50,
+        monitor: str = "val/R@1",
     ) -> None:
         super().__init__()
+        for key, value in (("lr", lr), ("lora_lr", lora_lr), ("top", top)):
+            if value <= 0:
+                raise UserError(f"model.{key}={value} is not possible; set it above 0")
         self.encoder, self.loss = encoder, loss
         self.lr, self.lora_lr, self.weight_decay = lr, lora_lr, weight_decay
-        self.warmup_steps, self.final_lr, self.init_from, self.top = warmup_steps, final_lr, init_from, top
+        self.warmup_steps, self.final_lr, self.init_from = warmup_steps, final_lr, init_from
+        self.top, self.monitor = top, monitor
         self.rankings: dict[str, tuple[EvaluationSet, Ranking]] = {}
         self._built = False
 
@@ -100,7 +106,7 @@ class CIRModule(LightningModule):
 
     def setup(self, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
         """Refuse what cannot train, and get the patch features of every picture that this stage needs."""
-        if str(self.trainer.precision).endswith("-true") and self.trainer.precision != "32-true":
+        if self.trainer.precision in {"bf16-true", "16-true"}:
             raise UserError(
                 f"trainer.precision={self.trainer.precision!r} would round the trained float32 weights at every step, so that small "
                 "updates are lost; use bf16-mixed"
@@ -144,10 +150,10 @@ class CIRModule(LightningModule):
                 groups += [{"params": chosen, "lr": lr, "weight_decay": decay}] if chosen else []
         optimizer = torch.optim.AdamW(groups, fused=True)
         total = self.trainer.estimated_stepping_batches
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._lr_factor(step, int(total)))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._lr_factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _lr_factor(self, step: int, total: int) -> float:
+    def _lr_factor(self, step: int, total: float) -> float:
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         done = min(1.0, (step - self.warmup_steps) / max(1, total - self.warmup_steps))
@@ -202,6 +208,7 @@ class CIRModule(LightningModule):
         """Rank and log; nothing in the sanity check, whose gallery is incomplete."""
         if not self.trainer.sanity_checking:
             self._finish_evaluation("val")
+            self.ranked_at = self.trainer.global_step
             self._log_recalls("val")
 
     def on_test_epoch_start(self) -> None:

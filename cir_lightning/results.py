@@ -87,10 +87,10 @@ class ResultsTable(Callback):
         """Figures of the last validation of ``cir fit``, and what to do next."""
         module: CIRModule = pl_module  # type: ignore[assignment]
         if trainer.is_global_zero and module.rankings:
-            rows = tuple(make_row(module.encoder.label, evaluation, ranking) for evaluation, ranking in module.rankings.values())
-            table = self._report(module, "val", f"step {trainer.global_step}", rows, ())
+            rows = self._rows(module, self.folder / "val")
+            table = self._report(module, "val", f"step {module.ranked_at}", rows, self._notes(module, rows))
             print("\n" + report.to_text(table))
-            print(f"trained: {self.folder}; score it on the test split, beside its yardsticks, with cir test --ckpt_path {self.folder}")
+            print(f"trained: {self.folder}; score it on the test split with cir test --ckpt_path {self.folder}")
 
     def _write(self, trainer: Trainer, module: CIRModule, split: Split) -> None:
         if not trainer.is_global_zero:

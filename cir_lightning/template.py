@@ -47,7 +47,8 @@ class Template:
             self.space = " " if pieces[before].endswith(" ") else ""  # tokenisers read " word" as one token
             pieces[before] = pieces[before].removesuffix(" ")
         self.parts = [(piece, at % 2 == 1) for at, piece in enumerate(pieces) if piece]
-        self.has_caption = "caption" in holes
+        self.has_caption, self.has_soft = "caption" in holes, "soft" in holes
+        self.key = key
 
     def fill(
         self, embed: nn.Module, tokenizer: PreTrainedTokenizerBase, image: Tensor, soft: Tensor, captions: Sequence[str] | None

@@ -64,5 +64,16 @@ def export(checkpoint: Path, file: Path) -> None:
     replace_file(file, lambda part: save_file(half, part, about))
 
 
+def main(arguments: list[str]) -> int:
+    """``python -m cir_lightning.weights CHECKPOINT FILE``; the exit code."""
+    try:
+        checkpoint, file = arguments
+        export(find_weights(checkpoint), Path(file))
+    except ValueError as error:  # also UserError
+        print(error if isinstance(error, UserError) else "usage: python -m cir_lightning.weights CHECKPOINT FILE", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    export(Path(sys.argv[1]), Path(sys.argv[2]))
+    sys.exit(main(sys.argv[1:]))

@@ -70,6 +70,9 @@ def _on_white(image: Image.Image) -> Image.Image:
     return white.convert("RGB")
 
 
+TRANSFORM = "white-square-lanczos-v1"  # what to_tensor does; caches of what follows from it carry this name
+
+
 def to_tensor(image: Image.Image, size: int) -> Tensor:
     """Scale a picture into a square, its proportions kept, the rest white.
 

@@ -6,6 +6,7 @@ process, W the number of processes.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import defaultdict
 from typing import TYPE_CHECKING
@@ -35,6 +36,9 @@ class GroupedBatchSampler(Sampler[list[int]]):
         rank: this process, 0 to W - 1.
         world: number of processes, W.
 
+    Attributes:
+        start: number of batches that the next iteration leaves out: those that a resumed run has already seen.
+
     Raises:
         UserError: there are fewer triplets than one global batch takes.
     """
@@ -46,6 +50,7 @@ class GroupedBatchSampler(Sampler[list[int]]):
         self.global_size = batch_size * world
         self.runs = int(self.global_size * same_group) // RUN
         self.epoch = 0
+        self.start = 0
         if len(groups) < self.global_size:
             raise UserError(
                 f"{len(groups)} training triplets do not fill one batch of {self.global_size} (data.batch_size {batch_size} x {world} "
@@ -66,8 +71,9 @@ class GroupedBatchSampler(Sampler[list[int]]):
         return len(self.groups) // self.global_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Batches of this process: B triplet numbers each."""
-        for batch in self._global_batches():
+        """Batches of this process: B triplet numbers each; the first time from :attr:`start` on."""
+        start, self.start = self.start, 0
+        for batch in itertools.islice(self._global_batches(), start, None):
             yield batch[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
 
     def _global_batches(self) -> Iterator[list[int]]:

@@ -18,6 +18,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from cir_lightning.backbones.mini import EfficientNetLite0, package_folder
 from cir_lightning.encoder import Encoder, Sight, Standardiser
+from data_modules.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +42,7 @@ class Combiner(Encoder):
 
     label = "late-fusion combiner"
 
-    def __init__(self, width: int = 512, hidden: int = 1024, *, dropout: float = 0.2, image_size: int = 160, grid: int = 5) -> None:
+    def __init__(self, width: int = 512, hidden: int = 512, *, dropout: float = 0.2, image_size: int = 160, grid: int = 5) -> None:
         super().__init__()
         self.width, self.hidden, self.dropout, self.image_size, self.grid = width, hidden, dropout, image_size, grid
 
@@ -54,7 +55,9 @@ class Combiner(Encoder):
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.tower = EfficientNetLite0(self.image_size, self.grid)
         self.standardise = Standardiser(self.tower.width)
-        image, text = self.tower.width, int(AutoConfig.from_pretrained(folder).hidden_size)
+        settings = AutoConfig.from_pretrained(folder)
+        self.max_tokens = int(settings.max_position_embeddings)
+        image, text = self.tower.width, int(settings.hidden_size)
         self.image_map = nn.Linear(image, self.width)
         self.image_layers = _layers(image, self.hidden, self.dropout, self.width)
         self.text_map = nn.Linear(text, self.width)
@@ -91,7 +94,11 @@ class Combiner(Encoder):
     @torch.no_grad()
     def _read(self, captions: list[str]) -> Tensor:
         text = self.backbone["text"].eval()
-        tokens = self.tokenizer(captions, padding=True, return_tensors="pt").to(self.text_map.weight.device)
+        tokens = self.tokenizer(captions, padding=True, truncation=False, return_tensors="pt").to(self.text_map.weight.device)
+        if (length := tokens["input_ids"].shape[1]) > self.max_tokens:
+            raise UserError(
+                f"a caption has {length} tokens and MiniLM reads {self.max_tokens}; shorten it, or lower --data.max_caption_words"
+            )
         hidden = text(**tokens).last_hidden_state.float()
         mask = tokens["attention_mask"][..., None].float()
         sentence: Tensor = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)

@@ -33,10 +33,12 @@ class LoRA:
         """Freeze ``llm`` and put trainable float32 adapters on it, in place.
 
         Raises:
-            UserError: rank below 1, or no layer of the model has one of the target names.
+            UserError: a number out of its range, or no layer of the model has one of the target names.
         """
-        if self.rank < 1:
-            raise UserError(f"lora.rank={self.rank} is not possible; set at least 1")
+        if self.rank < 1 or self.alpha < 1:
+            raise UserError(f"lora.rank={self.rank} and lora.alpha={self.alpha}: both must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"lora.dropout={self.dropout} is no share; set 0 up to, but not including, 1")
         llm.requires_grad_(requires_grad=False)
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=list(self.targets))
         try:

