@@ -37,6 +37,7 @@ NOISE = (  # warnings about what is meant to be so
     "predict returned None",
     "Checkpoint directory .* exists",
     "The dirpath has changed",
+    "You're resuming from a checkpoint that ended before the epoch ended",
 )
 
 

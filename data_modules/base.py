@@ -130,8 +130,9 @@ class CIRDataModule(LightningDataModule, ABC):
             raise UserError("data.batch_size is 1 on one process: the loss needs in-batch negatives; set --data.batch_size 2 or more")
         groups = [triplet.group for triplet in self.triplets]
         sampler = GroupedBatchSampler(groups, self.batch_size, same_group=self.same_group, seed=self.seed, rank=rank, world=world)
-        if self.trainer and self.trainer.ckpt_path:  # Lightning goes on counting in the middle of an epoch, but would begin its data anew
-            sampler.start = self.trainer.fit_loop.epoch_loop.batch_progress.current.completed % len(sampler)
+        if self.trainer:  # a resumed Lightning goes on counting in the middle of an epoch, but would begin its data anew
+            progress = self.trainer.fit_loop.epoch_loop.batch_progress
+            sampler.seen = lambda: progress.current.completed
         return self._loader(len(groups), sampler, TripletCollate(self.triplets, self.picture_index, self.content_ids))
 
     def val_dataloader(self) -> list[DataLoader[PictureBatch | QueryBatch]]:

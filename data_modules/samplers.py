@@ -16,7 +16,7 @@ from torch.utils.data import Sampler
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 RUN = 8  # triplets of one group that come together
 
@@ -37,7 +37,7 @@ class GroupedBatchSampler(Sampler[list[int]]):
         world: number of processes, W.
 
     Attributes:
-        start: number of batches that the next iteration leaves out: those that a resumed run has already seen.
+        seen: how many batches of the epoch a resumed run has already seen; asked when an iteration begins, which leaves them out.
 
     Raises:
         UserError: there are fewer triplets than one global batch takes.
@@ -50,7 +50,7 @@ class GroupedBatchSampler(Sampler[list[int]]):
         self.global_size = batch_size * world
         self.runs = int(self.global_size * same_group) // RUN
         self.epoch = 0
-        self.start = 0
+        self.seen: Callable[[], int] = lambda: 0
         if len(groups) < self.global_size:
             raise UserError(
                 f"{len(groups)} training triplets do not fill one batch of {self.global_size} (data.batch_size {batch_size} x {world} "
@@ -71,9 +71,8 @@ class GroupedBatchSampler(Sampler[list[int]]):
         return len(self.groups) // self.global_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Batches of this process: B triplet numbers each; the first time from :attr:`start` on."""
-        start, self.start = self.start, 0
-        for batch in itertools.islice(self._global_batches(), start, None):
+        """Batches of this process: B triplet numbers each."""
+        for batch in itertools.islice(self._global_batches(), self.seen() % len(self), None):
             yield batch[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
 
     def _global_batches(self) -> Iterator[list[int]]:

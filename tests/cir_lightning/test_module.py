@@ -98,6 +98,19 @@ def test_resuming_equals_going_on(tmp_path):
     }
 
 
+def test_resuming_in_the_middle_of_an_epoch_goes_on_with_its_data(tmp_path):
+    def fit(seed, checkpoint=None):
+        losses = Losses()
+        keep = ModelCheckpoint(tmp_path / f"run{seed}", filename="{step}", save_top_k=-1, every_n_train_steps=3)
+        trainer = tiny_trainer(tmp_path, max_epochs=2, callbacks=[keep, losses], enable_checkpointing=True)
+        trainer.fit(tiny_module(seed), datamodule=TinyCIR(str(tmp_path)), ckpt_path=checkpoint)
+        return losses.values
+
+    whole = fit(0)
+    assert len(whole) > 6  # the checkpoint of step 3 lies inside the first epoch
+    assert fit(1, tmp_path / "run0" / "step=3.ckpt") == whole[3:]
+
+
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
 def test_rounding_precisions_are_refused(tmp_path, precision):
     with pytest.raises(UserError, match=rf"trainer\.precision='{precision}' would round .* use bf16-mixed"):

@@ -36,6 +36,13 @@ def test_epochs_differ_and_repeat():
     assert batches(GROUPS, 64, epoch=3) == batches(GROUPS, 64, epoch=3)
 
 
+def test_a_resumed_epoch_leaves_out_what_was_seen():
+    sampler = GroupedBatchSampler(GROUPS, 64, seed=3)
+    whole = list(sampler)
+    sampler.seen = lambda: 5
+    assert list(sampler) == whole[5:]
+
+
 def test_seeds_differ():
     assert batches(GROUPS, 64, seed=0) != batches(GROUPS, 64, seed=1)
 
