@@ -40,7 +40,7 @@ class Toy(CIRDataModule):
         return self.given
 
 
-def trainer(rank, world):
+def stand_in(rank, world):
     """What a data module asks of its trainer: where it is, and how far a resumed epoch has got."""
     progress = SimpleNamespace(current=SimpleNamespace(completed=0))
     return SimpleNamespace(
@@ -135,7 +135,7 @@ def test_batches_are_equal_on_any_number_of_processes():
         dealt: list[list[Any]] = [[], []]
         for rank in range(world):
             data = ready(eval_batch_size=4)
-            data.trainer = trainer(rank, world)  # type: ignore[assignment]
+            data.trainer = stand_in(rank, world)  # type: ignore[assignment]
             for kind, loader in enumerate(data.val_dataloader()):
                 dealt[kind] += list(loader)
         for kind in (0, 1):
@@ -147,7 +147,7 @@ def test_two_processes_train_on_the_global_batch_of_one():
     halves = []
     for rank in (0, 1):
         data = ready(batch_size=8)
-        data.trainer = trainer(rank, 2)  # type: ignore[assignment]
+        data.trainer = stand_in(rank, 2)  # type: ignore[assignment]
         halves.append(list(data.train_dataloader()))
     for one, first, second in zip(alone, *halves, strict=True):
         assert one.captions == first.captions + second.captions
@@ -260,7 +260,7 @@ def test_batch_of_one_needs_more_processes():
     data = ready(batch_size=1)
     with pytest.raises(UserError, match=r"in-batch negatives; set --data\.batch_size 2 or more"):
         data.train_dataloader()
-    data.trainer = trainer(1, 2)  # type: ignore[assignment]
+    data.trainer = stand_in(1, 2)  # type: ignore[assignment]
     assert len(data.train_dataloader()) == 25
 
 
