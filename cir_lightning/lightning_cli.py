@@ -123,9 +123,10 @@ class EmbedConfig(SaveConfigCallback):
             text = self.parser.dump(self.config, skip_unset=False)
             replace_file(Path(trainer.default_root_dir) / "config.yaml", lambda part: part.write_text(text, encoding="utf-8"))
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
-        """The same text, so that ``cir test --ckpt_path X`` needs nothing else."""
-        checkpoint[CONFIG_KEY] = self.parser.dump(self.config, skip_unset=False)
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the module the same text for its checkpoints, so that ``cir test --ckpt_path X`` needs nothing else."""
+        pl_module.run_config = self.parser.dump(self.config, skip_unset=False)
+        super().setup(trainer, pl_module, stage)
 
 
 class CIRCLI(LightningCLI):

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 
 from cir_lightning.cache import FeatureCache
-from cir_lightning.checkpoint import load_trained, trained_state
+from cir_lightning.checkpoint import CONFIG_KEY, load_trained, trained_state
 from cir_lightning.retrieval.metrics import EmbeddingTable
 from cir_lightning.retrieval.ranking import Ranking, rank, recalls
 from cir_lightning.weights import find_weights, read_weights
@@ -77,6 +77,7 @@ class CIRModule(LightningModule):
         self.warmup_steps, self.final_lr, self.init_from = warmup_steps, final_lr, init_from
         self.top, self.monitor = top, monitor
         self.rankings: dict[str, tuple[EvaluationSet, Ranking]] = {}
+        self.run_config = ""  # the command line puts the whole configuration here, as text
         self._built = False
 
     @property
@@ -242,6 +243,8 @@ class CIRModule(LightningModule):
         """Keep only what is trained, and what it was trained on."""
         checkpoint["state_dict"] = trained_state(self, checkpoint["state_dict"])
         checkpoint["tower"] = self.encoder.tower.key
+        if self.run_config:
+            checkpoint[CONFIG_KEY] = self.run_config
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose frozen tower is another one."""

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from cir_lightning import cache
 from cir_lightning.cache import FeatureCache
 from data_modules.errors import UserError
-from data_modules.images import load_image, to_tensor
+from data_modules.images import TRANSFORM, load_image, to_tensor
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_rows_come_in_the_order_asked_also_repeated_and_from_several_shards(path
     assert tower.seen == 6  # 0-3, 6, 7
     assert torch.equal(features.features(paths[::-1]), direct(paths[::-1]))
     assert tower.seen == len(paths)
-    assert len(list((folder / "tiny").glob("*.safetensors"))) == 4
+    assert len(list((folder / f"tiny-{TRANSFORM}").glob("*.safetensors"))) == 4
 
 
 def test_a_changed_picture_is_encoded_again(paths, folder):
@@ -78,13 +78,13 @@ def test_another_key_is_another_folder(paths, folder):
     other.weight.data.neg_()
     first, second = (FeatureCache(t, folder).features(paths) for t in (tower, other))
     assert torch.equal(first, -second)
-    assert sorted(p.name for p in folder.iterdir()) == ["tiny", "tiny-2"]
+    assert sorted(p.name for p in folder.iterdir()) == [f"tiny-2-{TRANSFORM}", f"tiny-{TRANSFORM}"]
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "garbage", "no hashes", "no metadata", "hashes are no JSON"])
 def test_a_damaged_shard_is_replaced(paths, folder, capsys, damage):
     FeatureCache(TinyTower(), folder).features(paths)
-    (shard,) = (folder / "tiny").glob("*.safetensors")
+    (shard,) = (folder / f"tiny-{TRANSFORM}").glob("*.safetensors")
     content, tensors = shard.read_bytes(), {"features": torch.zeros(1, 4, 24).half()}
     match damage:
         case "empty":
@@ -139,7 +139,7 @@ def test_two_processes_at_once_encode_once(paths, folder):
     out = [child.communicate(timeout=60)[0] for child in children]
     assert [child.returncode for child in children] == [0, 0]
     assert sorted(map(int, out)) == [0, len(paths)]
-    assert len(list((folder / "slow").iterdir())) == 2  # a shard and the lock
+    assert len(list((folder / f"slow-{TRANSFORM}").iterdir())) == 2  # a shard and the lock
 
 
 def test_a_folder_that_cannot_be_made(paths, folder):
@@ -161,4 +161,4 @@ def test_a_damaged_picture_leaves_no_entry(paths, folder):
 def test_cir_cache_says_where(paths, tmp_path, monkeypatch):
     monkeypatch.setenv("CIR_CACHE", str(tmp_path / "there"))
     FeatureCache(TinyTower()).features(paths)
-    assert list((tmp_path / "there" / "features" / "tiny").glob("*.safetensors"))
+    assert list((tmp_path / "there" / "features" / f"tiny-{TRANSFORM}").glob("*.safetensors"))

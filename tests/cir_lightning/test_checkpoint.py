@@ -59,7 +59,9 @@ def test_a_checkpoint_on_another_tower_is_refused(module):
 
 
 def test_a_whole_checkpoint_is_read(tmp_path):
-    torch.save({"config": "a: 1", "state_dict": {"x": torch.ones(2)}}, tmp_path / "a.ckpt")
+    torch.save(
+        {"config": "a: 1", "state_dict": {"x": torch.ones(2)}, "tower": "t", "pytorch-lightning_version": "2.6.6"}, tmp_path / "a.ckpt"
+    )
     assert read_checkpoint(tmp_path / "a.ckpt")["config"] == "a: 1"
 
 
