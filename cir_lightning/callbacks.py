@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from cir_lightning.results import Predictions, ResultPictures, ResultsTable
@@ -27,7 +27,7 @@ def standard_callbacks(command: str, root: Path, checkpoint: str | None, monitor
         monitor: name of the figure that chooses the best checkpoint.
     """
     if command == "fit":
-        watch = [ParameterTable(), PromptUsage(), LearningRateMonitor("step")]
+        watch = [ParameterTable(), PromptUsage()]
         kept = [best_checkpoint(root / "checkpoints", monitor), LastCheckpoint(root / "checkpoints")]
         return [*kept, *watch, ResultsTable(root, ""), ResultPictures(root)]
     parent = Path(checkpoint).parent if checkpoint else root / "checkpoints"

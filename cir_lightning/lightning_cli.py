@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -169,6 +170,7 @@ class CIRCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = [
             *standard_callbacks(str(self.subcommand), root, config.ckpt_path, config.model.monitor),
             *([] if config.trainer.enable_progress_bar is False else [RunProgress(refresh_rate=5)]),
+            *([LearningRateMonitor("step")] if self.subcommand == "fit" and config.trainer.logger is not False else []),
         ]
         return super().instantiate_trainer(**kwargs)
 
