@@ -23,7 +23,7 @@ demo: $(VENV)/installed
 	$(BIN)/cir test --ckpt_path $(RUN)
 	@echo
 	@echo "results table:    $(RUN)/test/results.md (also .csv, .json)"
-	@echo "pictures:         $(RUN)/test/seen.png and held_out.png"
+	@echo "pictures:         $(RUN)/test/emoji-seen.png and emoji-held_out.png"
 	@echo "TensorBoard logs: $(BIN)/tensorboard --logdir runs"
 
 lint: $(VENV)/installed

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from data_modules.images import Transform
+
 MAX_CAPTION_WORDS = 60  # the default of the data modules
 BATCH = 8  # as in the feature cache, for the same numbers at the same speed
 
@@ -45,10 +47,11 @@ class Retriever:
 
     Args:
         encoder: built and with trained weights.
+        transform: how pictures become squares, as in training.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
-        self.encoder = encoder.eval()
+    def __init__(self, encoder: Encoder, transform: Transform = "letterbox") -> None:
+        self.encoder, self.transform = encoder.eval(), transform
 
     @torch.inference_mode()
     def encode_query(self, picture: str | PathLike[str], caption: str) -> Tensor:
@@ -88,7 +91,7 @@ class Retriever:
 
     def _features(self, pictures: Sequence[str | PathLike[str]]) -> Tensor:
         tower = self.encoder.tower
-        pixels = torch.stack([to_tensor(load_image(Path(path)), tower.image_size) for path in pictures])
+        pixels = torch.stack([to_tensor(load_image(Path(path)), tower.image_size, self.transform) for path in pictures])
         device = next(tower.parameters()).device
         return torch.cat([tower(part) for part in torch.split(pixels.to(device), BATCH)])
 
@@ -113,4 +116,4 @@ def load(name: str | PathLike[str], device: str = "cpu") -> Retriever:
     part = nn.ModuleDict({"encoder": encoder})
     mine = {key: value for key, value in state.items() if key.startswith("encoder.")}
     load_trained(part, mine)
-    return Retriever(encoder.to(device))
+    return Retriever(encoder.to(device), config["data"]["init_args"].get("transform", "letterbox"))

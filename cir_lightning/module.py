@@ -6,7 +6,7 @@ Shapes: B batch, E embedding.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from cir_lightning.cache import FeatureCache
 from cir_lightning.checkpoint import CONFIG_KEY, load_trained, trained_state
 from cir_lightning.retrieval.metrics import EmbeddingTable
-from cir_lightning.retrieval.ranking import Ranking, rank, recalls
+from cir_lightning.retrieval.ranking import Ranking, averages, rank, recalls
 from cir_lightning.weights import find_weights, read_weights
 from data_modules.collate import PictureBatch, QueryBatch, TripletBatch
 from data_modules.errors import UserError
@@ -28,21 +28,22 @@ if TYPE_CHECKING:
 
     from cir_lightning.encoder import Encoder
     from cir_lightning.loss import InfoNCE
-    from data_modules.base import CIRDataModule
+    from data_modules.base import CIRDataModule, Split
     from data_modules.records import EvaluationSet
 
-Split = Literal["val", "test"]
+_SPLITS: dict[str, tuple[Split, ...]] = {"fit": ("val",), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 
 
 class CIRModule(LightningModule):
     """Contrastive training and exact retrieval evaluation of any :class:`~cir_lightning.encoder.Encoder`.
 
-    Logs ``train/loss``, ``train/temperature``, ``<split>/<group>/R@K``, ``<split>/<group>/R_subset@K`` and ``<split>/R@1``, the mean
-    over the groups, all recalls in percent.
+    Logs ``train/loss``, ``train/temperature`` and, in percent, every figure of every evaluation set and of their averages, by name:
+    ``val/fashioniq/original/avg/R@10``.
 
     Args:
         encoder: the model.
         loss: the contrastive loss.
+        monitor: the headline metric: the figure that chooses ``best.ckpt``, higher being better: ``val/emoji/avg/R@1``.
         lr: learning rate of new modules (Connector, soft prompt, projection, temperature).
         lora_lr: learning rate of LoRA adapters.
         weight_decay: AdamW's, on matrices only.
@@ -51,7 +52,7 @@ class CIRModule(LightningModule):
         init_from: weights to start from: a run folder, a checkpoint file or the name of packaged weights (``emoji``); unlike
             ``--ckpt_path``, which goes on with a run, this starts a new one.
         top: length of the ranked lists that are kept for pictures and predictions.
-        monitor: the headline metric: the figure that chooses ``best.ckpt``, higher being better.
+        yardsticks: print what the frozen parts reach without the model, too; it takes the features of the training pictures.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class CIRModule(LightningModule):
         encoder: Encoder,
         loss: InfoNCE,
         *,
+        monitor: str,
         lr: float = 5e-4,
         lora_lr: float = 2e-3,
         weight_decay: float = 0.05,
@@ -66,7 +68,7 @@ class CIRModule(LightningModule):
         final_lr: float = 0.02,
         init_from: str | None = None,
         top: int = 50,
-        monitor: str = "val/R@1",
+        yardsticks: bool = True,
     ) -> None:
         super().__init__()
         for key, value in (("lr", lr), ("lora_lr", lora_lr), ("top", top)):
@@ -75,7 +77,7 @@ class CIRModule(LightningModule):
         self.encoder, self.loss = encoder, loss
         self.lr, self.lora_lr, self.weight_decay = lr, lora_lr, weight_decay
         self.warmup_steps, self.final_lr, self.init_from = warmup_steps, final_lr, init_from
-        self.top, self.monitor = top, monitor
+        self.top, self.yardsticks, self.monitor = top, yardsticks, monitor
         self.rankings: dict[str, tuple[EvaluationSet, Ranking]] = {}
         self.run_config = ""  # the command line puts the whole configuration here, as text
         self._built = False
@@ -105,7 +107,7 @@ class CIRModule(LightningModule):
         if tower != self.encoder.tower.key:
             raise UserError(f"the weights were trained on the vision tower {tower!r}, not on {self.encoder.tower.key!r}; use their config")
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
+    def setup(self, stage: str) -> None:
         """Refuse what cannot train, and get the patch features of every picture that this stage needs."""
         if self.trainer.precision in {"bf16-true", "16-true"}:
             raise UserError(
@@ -113,14 +115,26 @@ class CIRModule(LightningModule):
                 "updates are lost; use bf16-mixed"
             )
         self.configure_model()  # Lightning calls it after setup, which already needs the tower
-        cache = FeatureCache(self.encoder.tower)
-        self.features = cache.features([picture.path for picture in self.data.pictures])
-        if not self.init_from:  # a checkpoint brings its own statistics, later
-            self.encoder.standardise.fit(self.features[self.data.train_pictures()])
+        trained = bool(self.init_from or self.trainer.ckpt_path)
+        training = stage == "fit" or not trained or (self.yardsticks and stage != "predict")
+        needed = self.data.train_pictures() if training else []
+        for split in _SPLITS[stage]:
+            needed += self.data.evaluation_pictures(split)
+        self._see(sorted(set(needed)))
+        if not trained:  # else a checkpoint brings its own statistics
+            self.encoder.standardise.fit(self.features_of(torch.tensor(self.data.train_pictures() or needed)))
+
+    def _see(self, positions: list[int]) -> None:
+        """Get the patch features of these pictures."""
+        self.data.require_pictures(positions)
+        cache = FeatureCache(self.encoder.tower, self.data.transform)
+        self.features = cache.features([self.data.pictures[at] for at in positions])
+        self.feature_row = torch.full((len(self.data.pictures),), -1)
+        self.feature_row[positions] = torch.arange(len(positions))
 
     def features_of(self, pictures: Tensor) -> Tensor:
         """Patch features (B, N, Dv) float16 of pictures (B,) long, positions in ``data.pictures``."""
-        return self.features[pictures.cpu()].to(self.device)
+        return self.features[self.feature_row[pictures.cpu()]].to(self.device)
 
     # ---- training --------------------------------------------------------------------------------------------------------------
 
@@ -163,12 +177,8 @@ class CIRModule(LightningModule):
     # ---- evaluation ------------------------------------------------------------------------------------------------------------
 
     def _start_evaluation(self, split: Split) -> None:
-        sets = self.data.evaluation_sets(split)
-        width = self.encoder.width
-        self.tables = (
-            EmbeddingTable(len(self.data.gallery_pictures(split)), width).to(self.device),
-            EmbeddingTable(sum(len(s.queries) for s in sets), width).to(self.device),
-        )
+        sizes = len(self.data.gallery_pictures(split)), len(self.data.distinct_queries(split))
+        self.tables = [EmbeddingTable(size, self.encoder.width).to(self.device) for size in sizes]
 
     def _evaluation_step(self, batch: PictureBatch | QueryBatch) -> None:
         if isinstance(batch, PictureBatch):
@@ -181,21 +191,23 @@ class CIRModule(LightningModule):
     def _finish_evaluation(self, split: Split) -> None:
         """Rank every evaluation set of the split; the same on every process, because the tables are."""
         pictures, queries = (table.compute() for table in self.tables)
-        place = {name: i for i, name in enumerate(self.data.gallery_pictures(split))}
-        self.rankings, start = {}, 0
+        picture_row = {name: row for row, name in enumerate(self.data.gallery_pictures(split))}
+        query_row = self.data.distinct_queries(split)
+        self.rankings = {}
         for evaluation in self.data.evaluation_sets(split):
-            mine = queries[start : start + len(evaluation.queries)]
-            start += len(evaluation.queries)
-            gallery = pictures[[place[name] for name in evaluation.gallery]]
-            self.rankings[evaluation.name] = (evaluation, rank(mine, gallery, evaluation, top=self.top))
+            asked = queries[[query_row[query.reference, query.caption] for query in evaluation.queries]]
+            gallery = pictures[[picture_row[name] for name in evaluation.gallery]]
+            self.rankings[evaluation.name] = (evaluation, rank(asked, gallery, evaluation, top=self.top))
 
-    def _log_recalls(self, split: Split) -> None:
-        first = []
-        for name, (evaluation, ranking) in self.rankings.items():
-            figures = recalls(ranking, evaluation)
-            first.append(figures["R@1"])
-            self.log_dict({f"{split}/{name}/{k}": v for k, v in figures.items()}, rank_zero_only=False)
-        self.log(f"{split}/R@1", sum(first) / len(first), prog_bar=split == "val")
+    def _log_figures(self, split: Split) -> None:
+        """Log every figure; the headline is on the progress bar."""
+        figures = {evaluation: recalls(ranking, evaluation) for evaluation, ranking in self.rankings.values()}
+        named = {evaluation.name: values for evaluation, values in figures.items()} | averages(figures)
+        flat = {f"{self.data.scored(split)}/{name}/{key}": value for name, values in named.items() for key, value in values.items()}
+        if split == "val" and self.monitor not in flat:
+            raise UserError(f"model.monitor={self.monitor!r} is no figure of this benchmark; choose one of {', '.join(sorted(flat))}")
+        self.log_dict(flat, rank_zero_only=False)
+        self.log("headline", flat.get(self.monitor, math.nan), prog_bar=True, logger=False)
 
     def on_validation_epoch_start(self) -> None:
         """Empty tables."""
@@ -210,7 +222,7 @@ class CIRModule(LightningModule):
         if not self.trainer.sanity_checking:
             self._finish_evaluation("val")
             self.ranked_at = self.trainer.global_step
-            self._log_recalls("val")
+            self._log_figures("val")
 
     def on_test_epoch_start(self) -> None:
         """Empty tables."""
@@ -223,11 +235,11 @@ class CIRModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Rank and log."""
         self._finish_evaluation("test")
-        self._log_recalls("test")
+        self._log_figures("test")
 
     def on_predict_epoch_start(self) -> None:
         """Empty tables."""
-        self._start_evaluation("test")
+        self._start_evaluation("predict")
 
     def predict_step(self, batch: PictureBatch | QueryBatch, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
         """Encode."""
@@ -235,7 +247,7 @@ class CIRModule(LightningModule):
 
     def on_predict_epoch_end(self) -> None:
         """Rank; the ``Predictions`` callback writes the lists."""
-        self._finish_evaluation("test")
+        self._finish_evaluation("predict")
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------------------
 

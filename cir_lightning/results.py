@@ -23,7 +23,8 @@ from data_modules.errors import UserError
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-    from cir_lightning.module import CIRModule, Split
+    from cir_lightning.module import CIRModule
+    from data_modules.base import Split
     from data_modules.records import EvaluationSet
 
 COMBINER = "late-fusion combiner"

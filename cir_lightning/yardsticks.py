@@ -53,24 +53,27 @@ class Yardsticks:
         self.module, self.data = module, module.data
         self.pooled: Tensor = module.encoder.standardise(module.features.to(module.device)).mean(1)
         triplets = self.data.triplets
-        targets = self._pictures([t.target for t in triplets])
-        self.map = ridge(self._captions([t.caption for t in triplets]), targets)
+        self.map = None  # a benchmark without training triplets says nothing of how words look
+        if triplets:
+            self.map = ridge(self._captions([t.caption for t in triplets]), self._pictures([t.target for t in triplets]))
 
     def rank_vectors(self, evaluation: EvaluationSet) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Method name, query vectors (R, Dv) and gallery vectors (P, Dv) of each yardstick."""
         gallery = F.normalize(self._pictures(evaluation.gallery), dim=-1)
         image = F.normalize(self._pictures([q.reference for q in evaluation.queries]), dim=-1)
-        caption = F.normalize(with_constant(self._captions([q.caption for q in evaluation.queries])) @ self.map, dim=-1)
         draw = torch.Generator().manual_seed(self.data.seed)
         noise = F.normalize(torch.randn(image.shape, generator=draw), dim=-1)
         chance = F.normalize(torch.randn(gallery.shape, generator=draw), dim=-1)
         yield "random", noise, chance
         yield "reference image only", image, gallery
-        yield "caption only", caption, gallery
-        yield "sum of both", image + caption, gallery
+        if self.map is not None:
+            words = with_constant(self._captions([q.caption for q in evaluation.queries]))
+            caption = F.normalize(words @ self.map, dim=-1)
+            yield "caption only", caption, gallery
+            yield "sum of both", image + caption, gallery
 
     def _pictures(self, names: Sequence[str]) -> Tensor:
-        return self.pooled[torch.tensor([self.data.picture_index[name] for name in names])]
+        return self.pooled[self.module.feature_row[[self.data.picture_index[name] for name in names]]]
 
     @torch.no_grad()
     def _captions(self, captions: Sequence[str]) -> Tensor:

@@ -7,20 +7,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from data_modules.collate import PictureCollate, QueryCollate, TripletCollate, content_id
 from data_modules.errors import UserError
+from data_modules.missing import find_missing, leave_out, refuse_missing
 from data_modules.samplers import GroupedBatchSampler, ShardedBatchSampler
 from data_modules.validation import validate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from data_modules.collate import PictureBatch, QueryBatch, TripletBatch
+    from data_modules.images import Transform
     from data_modules.records import Benchmark, EvaluationSet, Picture, Triplet
 
-Split = Literal["val", "test"]
+Split = Literal["val", "test", "predict"]
+Missing = Literal["stop", "skip"]
 
 
 class CIRDataModule(LightningDataModule, ABC):
@@ -35,14 +39,20 @@ class CIRDataModule(LightningDataModule, ABC):
         same_group: share of a training batch in runs of triplets of one group (hard negatives), 0 to 1.
         seed: of the training batches' order; what the benchmark consists of does not depend on it.
         max_caption_words: longest allowed caption, words; a longer one is an error, never cut.
+        transform: how pictures become squares (:func:`data_modules.images.to_tensor`).
+        missing: what to do about picture files that do not exist or were found unreadable by ``cir data check``: ``stop``, or ``skip``
+            them and what needs them, counted in every table.
 
     Attributes:
+        root: folder of the data set.
         picture_index: picture name -> position in :attr:`pictures`; after ``setup``.
         content_ids: (P,) int64, equal for pictures with equal pixels; after ``setup``.
 
     Raises:
         UserError: an argument is out of its range.
     """
+
+    root: Path
 
     def __init__(
         self,
@@ -53,6 +63,8 @@ class CIRDataModule(LightningDataModule, ABC):
         same_group: float = 0.5,
         seed: int = 0,
         max_caption_words: int = 60,
+        transform: Transform = "letterbox",
+        missing: Missing = "stop",
     ) -> None:
         super().__init__()
         limits = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "max_caption_words": max_caption_words}
@@ -62,6 +74,7 @@ class CIRDataModule(LightningDataModule, ABC):
         require(0 <= same_group <= 1, "same_group", same_group, "a share from 0 to 1")
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.same_group, self.seed, self.max_caption_words = same_group, seed, max_caption_words
+        self.transform, self.missing = transform, missing
         self._benchmark: Benchmark | None = None
 
     @abstractmethod
@@ -81,6 +94,8 @@ class CIRDataModule(LightningDataModule, ABC):
         if self._benchmark is None:
             benchmark = self.read()
             validate(benchmark, self.max_caption_words)
+            if self.missing == "skip":
+                benchmark = leave_out(benchmark, find_missing(benchmark.pictures, self.root))
             self.picture_index = {picture.name: at for at, picture in enumerate(benchmark.pictures)}
             self.content_ids = torch.tensor([content_id(picture.content) for picture in benchmark.pictures])
             self._benchmark = benchmark
@@ -107,17 +122,42 @@ class CIRDataModule(LightningDataModule, ABC):
         return self.benchmark.triplets
 
     def evaluation_sets(self, split: Split) -> tuple[EvaluationSet, ...]:
-        """The evaluation sets of a split, in the order of their queries in ``QueryBatch.index``."""
-        return self.benchmark.val if split == "val" else self.benchmark.test
+        """The evaluation sets of a split; where only a server knows the test split's answers, ``test`` is val and ``predict`` is test."""
+        benchmark = self.benchmark
+        if split == "predict":
+            return benchmark.hidden or benchmark.test or benchmark.val
+        return benchmark.test if split == "test" and benchmark.test else benchmark.val
+
+    def scored(self, split: Split) -> Split:
+        """The split that :meth:`evaluation_sets` gives for one with answers: ``val`` for a secret ``test``."""
+        return "test" if split == "test" and self.benchmark.test else "val"
 
     def gallery_pictures(self, split: Split) -> tuple[str, ...]:
         """Names of the distinct pictures in the galleries of a split, in the order of ``PictureBatch.index``."""
         return tuple(dict.fromkeys(name for evaluation in self.evaluation_sets(split) for name in evaluation.gallery))
 
+    def distinct_queries(self, split: Split) -> dict[tuple[str, str], int]:
+        """Reference and caption of the distinct queries of a split -> their position, which is ``QueryBatch.index``."""
+        asked = ((q.reference, q.caption) for evaluation in self.evaluation_sets(split) for q in evaluation.queries)
+        return {query: at for at, query in enumerate(dict.fromkeys(asked))}
+
     def train_pictures(self) -> list[int]:
         """Positions of all pictures that training may look at, ascending."""
         paired = (name for triplet in self.triplets for name in (triplet.reference, triplet.target))
         return sorted({self.picture_index[name] for name in (*paired, *self.benchmark.unpaired)})
+
+    def evaluation_pictures(self, split: Split) -> list[int]:
+        """Positions of all pictures that a split's galleries and queries need, ascending."""
+        references = (reference for reference, _ in self.distinct_queries(split))
+        return sorted({self.picture_index[name] for name in (*self.gallery_pictures(split), *references)})
+
+    def require_pictures(self, positions: Sequence[int]) -> None:
+        """Stop if one of these picture files does not exist.
+
+        Raises:
+            UserError: see :func:`data_modules.missing.refuse_missing`.
+        """
+        refuse_missing((self.pictures[at] for at in positions), type(self).__name__.lower(), self.root)
 
     def train_dataloader(self) -> DataLoader[TripletBatch]:
         """Batches of triplets.
@@ -144,12 +184,12 @@ class CIRDataModule(LightningDataModule, ABC):
         return self._evaluation_loaders("test")
 
     def predict_dataloader(self) -> list[DataLoader[PictureBatch | QueryBatch]]:
-        """As :meth:`test_dataloader`."""
-        return self._evaluation_loaders("test")
+        """As :meth:`test_dataloader`, of the split to predict."""
+        return self._evaluation_loaders("predict")
 
     def _evaluation_loaders(self, split: Split) -> list[DataLoader[PictureBatch | QueryBatch]]:
         names = self.gallery_pictures(split)
-        queries = [query for evaluation in self.evaluation_sets(split) for query in evaluation.queries]
+        queries = list(self.distinct_queries(split))
         if not queries:
             return []
         rank, world = self._place()
@@ -166,12 +206,25 @@ class CIRDataModule(LightningDataModule, ABC):
 
     def _loader(self, length: int, sampler: GroupedBatchSampler | ShardedBatchSampler, collate: Callable[..., Any]) -> DataLoader[Any]:
         return DataLoader(
-            range(length),  # type: ignore[arg-type]  # item numbers are all the data set there is
+            _Items(length),
             batch_sampler=sampler,
             collate_fn=collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
+
+
+class _Items(Dataset[Any]):
+    """What the sampler draws is all the data set there is; the collate function makes batches of it."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, item: Any) -> Any:
+        return item
 
 
 def require(fine: bool, key: str, value: object, wanted: str) -> None:  # noqa: FBT001 - reads as a sentence

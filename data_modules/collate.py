@@ -14,7 +14,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from data_modules.records import Query, Triplet
+    from data_modules.records import Triplet
+    from data_modules.samplers import Draw
 
 
 class TripletBatch(NamedTuple):
@@ -49,7 +50,7 @@ class QueryBatch(NamedTuple):
     """Evaluation queries to encode.
 
     Attributes:
-        index: (B,) int64, positions in the concatenated queries of the split's evaluation sets.
+        index: (B,) int64, positions in ``datamodule.distinct_queries(split)``.
         reference: (B,) int64, positions of the reference images in ``datamodule.pictures``.
         captions: B relative captions.
     """
@@ -76,12 +77,19 @@ class TripletCollate:
     def __init__(self, triplets: Sequence[Triplet], picture_index: Mapping[str, int], content: Tensor) -> None:
         self.triplets, self.picture_index, self.content = triplets, picture_index, content
 
-    def __call__(self, numbers: Sequence[int]) -> TripletBatch:
-        """The batch of the triplets with these numbers."""
-        chosen = [self.triplets[number] for number in numbers]
+    def __call__(self, draws: Sequence[Draw]) -> TripletBatch:
+        """The batch of the triplets that were drawn."""
+        chosen = [self.triplets[draw.number] for draw in draws]
+        captions = [_say(triplet, draw.chance) for triplet, draw in zip(chosen, draws, strict=True)]
         target = torch.tensor([self.picture_index[triplet.target] for triplet in chosen])
         reference = torch.tensor([self.picture_index[triplet.reference] for triplet in chosen])
-        return TripletBatch(reference, [triplet.caption for triplet in chosen], target, self.content[target])
+        return TripletBatch(reference, captions, target, self.content[target])
+
+
+def _say(triplet: Triplet, chance: float) -> str:
+    """One of the triplet's wordings, or its caption if it has none."""
+    wordings = triplet.wordings or (triplet.caption,)
+    return wordings[int(chance * len(wordings))]
 
 
 class PictureCollate:
@@ -104,15 +112,15 @@ class QueryCollate:
     """Makes a :class:`QueryBatch` of query numbers.
 
     Args:
-        queries: of all evaluation sets of a split, one after the other.
+        queries: distinct pairs of reference and caption.
         picture_index: picture name -> position in ``datamodule.pictures``.
     """
 
-    def __init__(self, queries: Sequence[Query], picture_index: Mapping[str, int]) -> None:
+    def __init__(self, queries: Sequence[tuple[str, str]], picture_index: Mapping[str, int]) -> None:
         self.queries, self.picture_index = queries, picture_index
 
     def __call__(self, numbers: Sequence[int]) -> QueryBatch:
         """The batch of the queries with these numbers."""
         chosen = [self.queries[number] for number in numbers]
-        reference = torch.tensor([self.picture_index[query.reference] for query in chosen])
-        return QueryBatch(torch.tensor(numbers), reference, [query.caption for query in chosen])
+        reference = torch.tensor([self.picture_index[name] for name, _ in chosen])
+        return QueryBatch(torch.tensor(numbers), reference, [caption for _, caption in chosen])

@@ -13,6 +13,8 @@ from data_modules.emoji_render import INDEX, ensure_pictures, pictures_folder
 from data_modules.folders import cache_root
 
 if TYPE_CHECKING:
+    from data_modules.base import Missing
+    from data_modules.images import Transform
     from data_modules.records import Benchmark
 
 MIN_IMAGE_SIZE = 32  # pixels
@@ -21,8 +23,8 @@ MIN_IMAGE_SIZE = 32  # pixels
 class EmojiCIR(CIRDataModule):
     """Emoji pictures with captions from the difference of their names: "make it a woman, with dark skin".
 
-    Val and test have two evaluation sets each over one gallery: ``seen`` (new pictures of roles that training knows) and ``held_out``
-    (roles that training never sees). Pictures are OpenMoji's, CC BY-SA 4.0.
+    Val and test have two evaluation sets each over one gallery: ``emoji/seen`` (new pictures of roles that training knows) and
+    ``emoji/held_out`` (roles that training never sees). Pictures are OpenMoji's, CC BY-SA 4.0.
 
     Args:
         root: folder for the pictures; by default ``emoji`` in ``$CIR_CACHE``, else in ``~/.cache/cir-lightning``.
@@ -40,6 +42,8 @@ class EmojiCIR(CIRDataModule):
         same_group: see :class:`CIRDataModule`.
         seed: see :class:`CIRDataModule`.
         max_caption_words: see :class:`CIRDataModule`.
+        transform: see :class:`CIRDataModule`.
+        missing: see :class:`CIRDataModule`.
 
     Raises:
         UserError: an argument is out of its range.
@@ -63,9 +67,18 @@ class EmojiCIR(CIRDataModule):
         same_group: float = 0.5,
         seed: int = 0,
         max_caption_words: int = 60,
+        transform: Transform = "letterbox",
+        missing: Missing = "stop",
     ) -> None:
         super().__init__(
-            batch_size, eval_batch_size, num_workers=num_workers, same_group=same_group, seed=seed, max_caption_words=max_caption_words
+            batch_size,
+            eval_batch_size,
+            num_workers=num_workers,
+            same_group=same_group,
+            seed=seed,
+            max_caption_words=max_caption_words,
+            transform=transform,
+            missing=missing,
         )
         require(image_size >= MIN_IMAGE_SIZE, "image_size", image_size, f"{MIN_IMAGE_SIZE} pixels or more")
         require(min_variants >= 1, "min_variants", min_variants, "1 or more")

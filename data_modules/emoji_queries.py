@@ -276,7 +276,7 @@ def write_triplets(writer: Writer, splits: Splits, rules: Rules) -> tuple[Triple
 
 
 def write_evaluation_sets(writer: Writer, splits: Splits, rules: Rules) -> tuple[tuple[EvaluationSet, ...], tuple[EvaluationSet, ...]]:
-    """The evaluation sets ``seen`` and ``held_out`` of the splits val and test; a set without queries is left out."""
+    """The evaluation sets ``emoji/seen`` and ``emoji/held_out`` of the splits val and test; a set without queries is left out."""
     gallery = tuple(variant.name for variant in writer.gallery)
     out: list[tuple[EvaluationSet, ...]] = []
     for split, seen, held_out in (("val", splits.val, splits.held_out_val), ("test", splits.test, splits.held_out_test)):
@@ -285,8 +285,14 @@ def write_evaluation_sets(writer: Writer, splits: Splits, rules: Rules) -> tuple
             ("held_out", held_out, held_out, rules.queries_per_held_out_target),
         )
         sets = (
-            EvaluationSet(name, _queries(writer, targets, references, count, f"{rules.split_seed}/{split}/{name}"), gallery)
-            for name, targets, references, count in parts
+            EvaluationSet(
+                f"emoji/{group}",
+                _queries(writer, targets, references, count, f"{rules.split_seed}/{split}/{group}"),
+                gallery,
+                average="emoji/avg",
+                protocol="reference removed, ties count against the model",
+            )
+            for group, targets, references, count in parts
         )
         out.append(tuple(evaluation for evaluation in sets if evaluation.queries))
     return out[0], out[1]

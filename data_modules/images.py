@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -70,24 +70,67 @@ def _on_white(image: Image.Image) -> Image.Image:
     return white.convert("RGB")
 
 
-TRANSFORM = "white-square-lanczos-v1"  # what to_tensor does; caches of what follows from it carry this name
+def cut(image: Image.Image, box: tuple[int, int, int, int] | None) -> Image.Image:
+    """The part of a picture in the box (left, top, right, bottom, pixels), white where it reaches beyond the edges."""
+    if box is None:
+        return image
+    left, top, right, bottom = box
+    part = Image.new("RGB", (right - left, bottom - top), "white")
+    part.paste(image, (-left, -top))
+    return part
 
 
-def to_tensor(image: Image.Image, size: int) -> Tensor:
-    """Scale a picture into a square, its proportions kept, the rest white.
-
-    Args:
-        image: mode RGB.
-        size: side of the square, pixels.
-
-    Returns:
-        (3, size, size) uint8.
-    """
+def _letterbox(image: Image.Image, size: int) -> Image.Image:
     scale = size / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     square = Image.new("RGB", (size, size), "white")
     square.paste(image.resize((width, height), Image.Resampling.LANCZOS), ((size - width) // 2, (size - height) // 2))
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+    return square
+
+
+def _plain(image: Image.Image, size: int) -> Image.Image:
+    width, height = (size * side // min(image.size) for side in image.size)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+
+
+def _pad(image: Image.Image, size: int) -> Image.Image:
+    width, height = image.size
+    if max(width, height) / min(width, height) < PAD_RATIO:
+        return _plain(image, size)
+    side = max(width, height) / PAD_RATIO
+    beside, above = (max(0, int((side - length) / 2)) for length in (width, height))
+    padded = Image.new("RGB", (width + 2 * beside, height + 2 * above), "black")
+    padded.paste(image, (beside, above))
+    return _plain(padded, size)
+
+
+def _squash(image: Image.Image, size: int) -> Image.Image:
+    return image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+PAD_RATIO = 1.25
+Transform = Literal["letterbox", "pad", "plain", "squash"]
+_TRANSFORMS = {"letterbox": _letterbox, "pad": _pad, "plain": _plain, "squash": _squash}
+TRANSFORM_VERSION = "v1"  # a change of what a transform does needs a new one: caches of what follows from it carry it
+
+
+def to_tensor(image: Image.Image, size: int, transform: Transform = "letterbox") -> Tensor:
+    """Turn a picture into a square.
+
+    Args:
+        image: mode RGB.
+        size: side of the square, pixels.
+        transform: ``letterbox`` keeps all of the picture and its proportions, white beside it. ``plain`` scales the shorter side and
+            cuts the middle out. ``pad`` does so too, after black edges that bring the longer side to at most 1.25 times the shorter.
+            ``squash`` keeps all of the picture and not its proportions.
+
+    Returns:
+        (3, size, size) uint8.
+
+    Source: ``pad`` is that of CLIP4Cir (Baldrati et al., CVPR Workshops 2022, section 3.3) and SPRC; ``plain`` is CLIP's.
+    """
+    return torch.from_numpy(np.array(_TRANSFORMS[transform](image, size))).permute(2, 0, 1).contiguous()
 
 
 def content_hash(path: Path) -> str:

@@ -171,6 +171,7 @@ class Benchmark:
         test: the evaluation sets of the test split; empty where its answers are secret, in which case ``cir test`` scores val.
         hidden: the test split where its answers are secret: queries without targets, to be predicted only.
         unpaired: names of further pictures that training may look at although no triplet has them.
+        skipped_triplets: training examples that were left out because pictures are missing.
     """
 
     pictures: tuple[Picture, ...]
@@ -179,3 +180,4 @@ class Benchmark:
     test: tuple[EvaluationSet, ...]
     hidden: tuple[EvaluationSet, ...] = ()
     unpaired: tuple[str, ...] = ()
+    skipped_triplets: int = 0

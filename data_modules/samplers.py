@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch.utils.data import Sampler
 
@@ -21,7 +21,19 @@ if TYPE_CHECKING:
 RUN = 8  # triplets of one group that come together
 
 
-class GroupedBatchSampler(Sampler[list[int]]):
+class Draw(NamedTuple):
+    """One item of a training batch.
+
+    Attributes:
+        number: of the triplet.
+        chance: 0 up to, but not including, 1; chooses among the triplet's wordings.
+    """
+
+    number: int
+    chance: float
+
+
+class GroupedBatchSampler(Sampler[list[Draw]]):
     """Training batches with hard negatives: a share of each batch is runs of triplets of one group, the rest is random.
 
     An epoch is a sequence of global batches of B * W triplets, drawn from (seed, epoch) alone. Each process takes its slice of each,
@@ -70,13 +82,14 @@ class GroupedBatchSampler(Sampler[list[int]]):
         """Batches per epoch, equal on every process."""
         return len(self.groups) // self.global_size
 
-    def __iter__(self) -> Iterator[list[int]]:
-        """Batches of this process: B triplet numbers each."""
+    def __iter__(self) -> Iterator[list[Draw]]:
+        """Batches of this process: B draws each."""
         for batch in itertools.islice(self._global_batches(), self.seen() % len(self), None):
             yield batch[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
 
-    def _global_batches(self) -> Iterator[list[int]]:
+    def _global_batches(self) -> Iterator[list[Draw]]:
         rng = random.Random(f"{self.seed}/{self.epoch}")
+        chances = random.Random(f"{self.seed}/{self.epoch}/wordings")
         runs = self._draw_runs(rng)
         taken = {number for run in runs for number in run}
         rest = [number for number in range(len(self.groups)) if number not in taken]
@@ -86,7 +99,7 @@ class GroupedBatchSampler(Sampler[list[int]]):
             while (missing := self.global_size - sum(map(len, blocks))) > 0:
                 blocks.append([rest.pop() for _ in range(min(RUN, missing))])
             rng.shuffle(blocks)  # else the first process would get all the hard negatives
-            yield [number for block in blocks for number in block]
+            yield [Draw(number, chances.random()) for block in blocks for number in block]
 
     def _draw_runs(self, rng: random.Random) -> list[list[int]]:
         """At most as many disjoint runs as the epoch has places for, large groups in proportion."""

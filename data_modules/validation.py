@@ -32,13 +32,13 @@ def validate(benchmark: Benchmark, max_caption_words: int) -> None:
         _check_caption(triplet.caption, f"training triplet {number} ({triplet.reference!r} to {triplet.target!r})", max_caption_words)
         _refuse_unknown((triplet.reference, triplet.target), known, f"training triplet {number}")
     _refuse_unknown(benchmark.unpaired, known, "the list of unpaired pictures")
-    for split, sets in (("val", benchmark.val), ("test", benchmark.test)):
+    for split, sets in (("val", benchmark.val), ("test", benchmark.test), ("hidden", benchmark.hidden)):
         _refuse_duplicates((evaluation.name for evaluation in sets), f"name of an evaluation set of {split}")
         for evaluation in sets:
-            _check_evaluation_set(evaluation, f"{split}/{evaluation.name}", known, max_caption_words)
+            _check_evaluation_set(evaluation, f"{split}/{evaluation.name}", known, max_caption_words, hidden=split == "hidden")
 
 
-def _check_evaluation_set(evaluation: EvaluationSet, where: str, known: set[str], max_caption_words: int) -> None:
+def _check_evaluation_set(evaluation: EvaluationSet, where: str, known: set[str], max_caption_words: int, *, hidden: bool) -> None:
     if not evaluation.queries:
         raise UserError(f"evaluation set {where} has no queries; leave it out, or check the annotation file that it comes from")
     _refuse_duplicates((query.id for query in evaluation.queries), f"query id of {where}")
@@ -47,20 +47,27 @@ def _check_evaluation_set(evaluation: EvaluationSet, where: str, known: set[str]
     gallery = set(evaluation.gallery)
     for query in evaluation.queries:
         place = f"query {query.id!r} of {where}"
-        _check_caption(query.caption, place, max_caption_words)
+        if query.caption or not hidden:  # a server wants an answer to every query, also to CIRR's one without a caption
+            _check_caption(query.caption, place, max_caption_words)
         _refuse_unknown((query.reference,), known, place)
-        _check_answers(query, gallery, place)
+        _check_answers(query, gallery, place, hidden=hidden)
+        if query.members and not hidden and not _members_hold(query, evaluation):
+            raise UserError(f"{place} has members without its reference or its first target; the subset metric needs both among them")
 
 
-def _check_answers(query: Query, gallery: set[str], place: str) -> None:
-    if not query.targets:
-        raise UserError(f"{place} has no target; every query needs at least one right answer, or it cannot be scored")
+def _check_answers(query: Query, gallery: set[str], place: str, *, hidden: bool) -> None:
+    if bool(query.targets) is hidden:
+        what = "a target, but its answer is a server's secret" if hidden else "no target, so it cannot be scored"
+        raise UserError(f"{place} has {what}; check the annotation file that it comes from")
     _refuse_duplicates(query.targets, f"target of {place}")
     _refuse_duplicates(query.members, f"member of {place}")
     if outside := sorted({*query.targets, *query.members} - gallery):
         raise UserError(f"{place} has the target or member {outside[0]!r}, which its gallery does not have and so cannot be found; add it")
-    if query.members and not {query.reference, query.targets[0]} <= set(query.members):
-        raise UserError(f"{place} has members without its reference or its first target; the subset metric needs both among them")
+
+
+def _members_hold(query: Query, evaluation: EvaluationSet) -> bool:
+    needed = {query.targets[0]} if evaluation.members_only else {query.reference, query.targets[0]}
+    return needed <= set(query.members)
 
 
 def _check_caption(caption: str, where: str, limit: int) -> None:

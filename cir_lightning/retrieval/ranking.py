@@ -7,6 +7,7 @@ a chunk, n pictures of a ranked list. Column G of every score matrix stands for 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +15,7 @@ import torch
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -98,6 +99,18 @@ def recalls(ranking: Ranking, evaluation: EvaluationSet) -> dict[str, float]:
     if ranking.subset_ranks is not None:
         figures |= {f"R_subset@{k}": _percent(ranking.subset_ranks, k) for k in evaluation.subset_recall_at}
     return figures
+
+
+def averages(figures: Mapping[EvaluationSet, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """The unweighted means of the figures of sets with the same ``average``, under this name; of the figures that all of them have."""
+    groups: dict[str, list[Mapping[str, float]]] = {}
+    for evaluation, values in figures.items():
+        if evaluation.average:
+            groups.setdefault(evaluation.average, []).append(values)
+    return {
+        name: {key: fmean(one[key] for one in group) for key in group[0] if all(key in one for one in group)}
+        for name, group in groups.items()
+    }
 
 
 def _percent(ranks: Tensor, k: int) -> float:

@@ -179,17 +179,17 @@ def test_fit_leaves_a_run_folder(fitted):
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["encoder"]["init_args"]["width"] == 16
     assert (run / "best.ckpt").exists() is False
-    assert {path.name for path in (run / "val").iterdir()} == {"colour.png", "shape.png"}
+    assert {path.name for path in (run / "val").iterdir()} == {"tiny-colour.png", "tiny-shape.png"}
 
 
 def test_test_needs_only_the_run_folder(fitted, capsys):
     assert main(["test", "--ckpt_path", str(fitted / "run")]) == 0
     out = capsys.readouterr().out
-    methods = [row["method"] for row in rows(fitted) if row["group"] == "colour"]
+    methods = [row["method"] for row in rows(fitted) if row["group"] == "tiny/colour"]
     assert methods == ["random", "reference image only", "caption only", "sum of both", "CIR-LVLM"]
     assert set(rows(fitted)[0]["figures"]) == {"R@1", "R@5", "R@10", "R_subset@1", "R_subset@2", "R_subset@3"}
     assert "sum of both" in out
-    assert {path.name for path in (fitted / "run" / "test").glob("*.png")} == {"colour.png", "shape.png"}
+    assert {path.name for path in (fitted / "run" / "test").glob("*.png")} == {"tiny-colour.png", "tiny-shape.png"}
 
 
 def test_a_flag_beats_the_checkpoints_config(fitted):

@@ -38,9 +38,11 @@ def test_fit_then_test(tmp_path):
     trainer.fit(module, datamodule=data)
     assert len(losses.values) == 3
     (figures, _) = trainer.test(module, datamodule=data, verbose=False)
-    expected = {f"test/{group}/{m}" for group in ("colour", "shape") for m in ("R@1", "R@5", "R@10", *(f"R_subset@{k}" for k in (1, 2, 3)))}
+    expected = {
+        f"test/tiny/{group}/{m}" for group in ("colour", "shape") for m in ("R@1", "R@5", "R@10", *(f"R_subset@{k}" for k in (1, 2, 3)))
+    }
     assert set(figures) == expected | {"test/R@1"}
-    assert figures["test/R@1"] == pytest.approx((figures["test/colour/R@1"] + figures["test/shape/R@1"]) / 2)
+    assert figures["test/tiny/avg/R@1"] == pytest.approx((figures["test/tiny/colour/R@1"] + figures["test/tiny/shape/R@1"]) / 2)
 
 
 def test_metrics_are_those_of_a_plain_loop(tmp_path):
@@ -146,8 +148,8 @@ def test_a_small_training_set_is_learnt_by_heart(tmp_path):
     trainer.fit(module, datamodule=data)
     (after, _) = trainer.validate(module, datamodule=data, verbose=False)
     assert sum(losses.values[-5:]) / 5 < 0.5 * losses.values[0]
-    assert before["val/R@1"] < 25
-    assert after["val/R@1"] > 60
+    assert before["val/tiny/avg/R@1"] < 25
+    assert after["val/tiny/avg/R@1"] > 60
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +174,7 @@ def test_evaluation_is_equal_on_1_2_and_3_processes(worlds):
 def test_training_on_several_processes_is_training_on_one(worlds):
     """The same global batches: alignment and three steps end at the same embeddings, up to rounding."""
     alone = worlds[1, 0]["after"]["scores"]
-    assert (alone["colour"] - worlds[1, 0]["before"]["scores"]["colour"]).abs().max() > 0.05
+    assert (alone["tiny/colour"] - worlds[1, 0]["before"]["scores"]["tiny/colour"]).abs().max() > 0.05
     for place, out in worlds.items():
         for name, scores in alone.items():
             torch.testing.assert_close(out["after"]["scores"][name], scores, atol=2e-3, rtol=0, msg=lambda m, p=place: f"{p}: {m}")

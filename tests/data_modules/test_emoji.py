@@ -55,7 +55,7 @@ def test_counts(emoji: EmojiCIR):
     assert len(emoji.pictures) == 3301
     assert len(emoji.gallery_pictures("val")) == len(emoji.gallery_pictures("test")) == 2050
     assert {name: len(one.queries) for name, one in sets(emoji).items()} == {
-        "val/seen": 692, "val/held_out": 756, "test/seen": 1296, "test/held_out": 738,
+        "val/emoji/seen": 692, "val/emoji/held_out": 756, "test/emoji/seen": 1296, "test/emoji/held_out": 738,
     }  # fmt: skip
     assert len(emoji.triplets) == 16410
     assert len(emoji.train_pictures()) == 1055 + 1251
@@ -64,8 +64,8 @@ def test_counts(emoji: EmojiCIR):
 def test_fingerprints(emoji: EmojiCIR):
     """The same at every picture size; a change of these makes all earlier figures incomparable, so say it in the changelog."""
     assert {name: one.fingerprint for name, one in sets(emoji).items()} == {
-        "val/seen": "b443923ea083388e", "val/held_out": "798f47b4fe674b82",
-        "test/seen": "d27dd20ca93a428c", "test/held_out": "4bb6fb5812e70ae5",
+        "val/emoji/seen": "b443923ea083388e", "val/emoji/held_out": "798f47b4fe674b82",
+        "test/emoji/seen": "d27dd20ca93a428c", "test/emoji/held_out": "4bb6fb5812e70ae5",
     }  # fmt: skip
 
 
@@ -97,18 +97,18 @@ def test_a_quarter_of_the_examples_change_the_role(emoji: EmojiCIR, described: d
 def test_training_never_sees_pixels_of_val_or_test(emoji: EmojiCIR, content: dict[str, str]):
     seen = {content[emoji.pictures[at].name] for at in emoji.train_pictures()}
     kept_out = {content[target] for query in queries(emoji) for target in query.targets}
-    kept_out |= {content[query.reference] for name in ("val/held_out", "test/held_out") for query in sets(emoji)[name].queries}
+    kept_out |= {content[query.reference] for name in ("val/emoji/held_out", "test/emoji/held_out") for query in sets(emoji)[name].queries}
     assert not seen & kept_out
     assert {content[name] for triplet in emoji.triplets for name in (triplet.reference, triplet.target)} <= seen
 
 
 def test_held_out_roles_are_never_in_training(emoji: EmojiCIR, described: dict[str, Description]):
     roles = {name: {described[query.targets[0]].role for query in one.queries} for name, one in sets(emoji).items()}
-    assert (len(roles["val/held_out"]), len(roles["test/held_out"])) == (15, 20)
-    assert not roles["val/held_out"] & roles["test/held_out"]
+    assert (len(roles["val/emoji/held_out"]), len(roles["test/emoji/held_out"])) == (15, 20)
+    assert not roles["val/emoji/held_out"] & roles["test/emoji/held_out"]
     trained = {described[emoji.pictures[at].name].role for at in emoji.train_pictures()}
-    assert not trained & (roles["val/held_out"] | roles["test/held_out"])
-    assert roles["val/seen"] | roles["test/seen"] <= trained
+    assert not trained & (roles["val/emoji/held_out"] | roles["test/emoji/held_out"])
+    assert roles["val/emoji/seen"] | roles["test/emoji/seen"] <= trained
 
 
 def test_training_says_every_kind_of_edit_that_is_asked_for(emoji: EmojiCIR, described: dict[str, Description]):
@@ -195,7 +195,7 @@ def test_nothing_depends_on_the_hash_seed(emoji: EmojiCIR):
 
 def test_rules_are_arguments(emoji_root: Path):
     data = other(emoji_root, held_out_roles=0, triplets_per_target=2, queries_per_target=1, role_edit_share=0.0, min_variants=18)
-    assert set(sets(data)) == {"val/seen", "test/seen"}
+    assert set(sets(data)) == {"val/emoji/seen", "test/emoji/seen"}
     assert len(data.gallery_pictures("val")) < 2050
     assert max(Counter(triplet.target for triplet in data.triplets).values()) == 2
 

@@ -14,7 +14,7 @@ GROUPS = [f"group {number % 13}" for number in range(1000)]
 def batches(groups: list[str], size: int, epoch: int = 0, rank: int = 0, world: int = 1, **options: float) -> list[list[int]]:
     sampler = GroupedBatchSampler(groups, size, rank=rank, world=world, **options)
     sampler.set_epoch(epoch)
-    return list(sampler)
+    return [[draw.number for draw in batch] for batch in sampler]
 
 
 def test_every_triplet_at_most_once_and_every_batch_full():
@@ -41,6 +41,16 @@ def test_a_resumed_epoch_leaves_out_what_was_seen():
     whole = list(sampler)
     sampler.seen = lambda: 5
     assert list(sampler) == whole[5:]
+
+
+def test_the_wording_is_drawn_anew_in_every_epoch_and_alike_on_any_number_of_processes():
+    sampler = GroupedBatchSampler(GROUPS, 64, seed=3)
+    first = {draw.number: draw.chance for draw in chain(*sampler)}
+    halves = [GroupedBatchSampler(GROUPS, 32, seed=3, rank=rank, world=2) for rank in (0, 1)]
+    assert {draw.number: draw.chance for half in halves for draw in chain(*half)} == first
+    sampler.set_epoch(1)
+    assert all(first.get(draw.number) != draw.chance for draw in chain(*sampler))
+    assert 0.45 < sum(first.values()) / len(first) < 0.55
 
 
 def test_seeds_differ():

@@ -41,7 +41,7 @@ def built_encoder(**options: Any) -> IntentEncoder:
 def tiny_module(seed: int = 0, *, encoder: IntentEncoder | None = None, **options: Any) -> CIRModule:
     """The tiny module; its weights are made by the trainer, from this seed."""
     seed_everything(seed, verbose=False)
-    return CIRModule(encoder or tiny_encoder(), InfoNCE(temperature=0.1), **{"warmup_steps": 2, **options})
+    return CIRModule(encoder or tiny_encoder(), InfoNCE(temperature=0.1), **{"warmup_steps": 2, "monitor": "val/tiny/avg/R@1", **options})
 
 
 def tiny_trainer(root: Any, **options: Any) -> Trainer:

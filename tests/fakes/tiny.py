@@ -129,8 +129,8 @@ def name_of(colour: str, shape: str) -> str:
 class TinyCIR(CIRDataModule):
     """Change the colour ("but red") or the shape ("as a circle") of a picture.
 
-    In val and in test there are two evaluation sets: ``colour``, one target and as members all pictures of the shape; ``shape``, two
-    targets (the second in the next colour) and five members.
+    In val and in test there are two evaluation sets: ``tiny/colour``, one target and as members all pictures of the shape;
+    ``tiny/shape``, two targets (the second in the next colour) and five members.
 
     Args:
         root: folder that the pictures are drawn into.
@@ -191,6 +191,6 @@ class TinyCIR(CIRDataModule):
             targets = (name_of(c, b), name_of(second, b))
             by_shape.append(Query(f"s{at}", name_of(c, a), f"as a {b}", targets, tuple(name_of(c, s) for s in SHAPES)))
         return (
-            EvaluationSet("colour", tuple(by_colour), gallery, recall_at=self.recall_at),
-            EvaluationSet("shape", tuple(by_shape), gallery, recall_at=self.recall_at),
+            EvaluationSet("tiny/colour", tuple(by_colour), gallery, recall_at=self.recall_at, average="tiny/avg"),
+            EvaluationSet("tiny/shape", tuple(by_shape), gallery, recall_at=self.recall_at, average="tiny/avg"),
         )

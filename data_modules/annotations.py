@@ -1,0 +1,154 @@
+"""Annotation files and picture folders of benchmarks: reading them with errors that say file, line and remedy."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_modules.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+def find_file(root: Path, candidates: Sequence[str], benchmark: str) -> Path:
+    """The first of some places of a file that exists; a benchmark's files lie differently in different projects.
+
+    Args:
+        root: folder of the data set.
+        candidates: paths below it, the official one first.
+        benchmark: name for the message.
+
+    Raises:
+        UserError: none exists.
+    """
+    for candidate in candidates:
+        if (root / candidate).is_file():
+            return root / candidate
+    others = f" (nor {', '.join(repr(c) for c in candidates[1:])})" if len(candidates) > 1 else ""
+    raise UserError(
+        f"{benchmark}: no file {candidates[0]!r}{others} under root={str(root)!r}; set --data.root to the data set's folder, "
+        f"or see cir data download {benchmark} for where to get it"
+    )
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        UserError: it cannot be read, is not UTF-8, or is broken; the line and column are named.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}, line {error.lineno}, column {error.colno}: broken JSON ({error.msg}); get the file again, or mend it there"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: byte {error.start} is not UTF-8; get the file again, or save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+
+
+def read_records(path: Path, fields: Mapping[str, type | tuple[type, ...]], what: str) -> list[dict[str, Any]]:
+    """The records of an annotation file: a JSON list of objects that all have certain fields.
+
+    Args:
+        path: the file.
+        fields: name of each required field -> type of its value.
+        what: which file it should be, for the message: ``Fashion-IQ captions``.
+
+    Raises:
+        UserError: it is another kind of file; the first record that does not fit is named.
+    """
+    records = read_json(path)
+    if not isinstance(records, list):
+        raise UserError(f"{path}: a JSON {type(records).__name__}, not the list that {what} are; is it the file of another benchmark?")
+    for number, record in enumerate(records):
+        if not isinstance(record, dict):
+            raise UserError(
+                f"{path}, record {number}: {str(record)[:60]!r} is no object, as the records of {what} are; is it another file?"
+            )
+        for field, kind in fields.items():
+            if not isinstance(record.get(field), kind):
+                has = f"{field}={record[field]!r:.60}" if field in record else f"no {field!r} (it has {', '.join(sorted(record))})"
+                raise UserError(
+                    f"{path}, record {number}: {has}, which {what} do not have; is it the file of another benchmark or version?"
+                )
+    return records
+
+
+def read_names(path: Path, what: str) -> list[str]:
+    """A JSON list of distinct picture names.
+
+    Raises:
+        UserError: it is another kind of file, or a name comes twice.
+    """
+    names = read_json(path)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: not a JSON list of names, as {what} is; is it the file of another benchmark?")
+    if len(set(names)) < len(names):
+        twice = Counter(names).most_common(1)[0][0]
+        raise UserError(f"{path}: the name {twice!r} comes twice; get the file again, or take one out")
+    return names
+
+
+class PictureFolder:
+    """Finds picture files by name, whatever their suffix; each folder is listed once.
+
+    Args:
+        root: folder of the data set.
+        folders: folders below it that the pictures may lie in, the official one first.
+    """
+
+    def __init__(self, root: Path, folders: Sequence[str] = ("images",)) -> None:
+        self.root, self.folders = root, folders
+
+    @cached_property
+    def folder(self) -> Path:
+        """The first of the folders that exists; the official one if none does."""
+        return next((self.root / name for name in self.folders if (self.root / name).is_dir()), self.root / self.folders[0])
+
+    def path(self, name: str, inside: str = "") -> Path:
+        """File of a picture; if there is none, where it should be.
+
+        Args:
+            name: of the file, with or without suffix.
+            inside: folder below the pictures' folder.
+
+        Raises:
+            UserError: the file is a symbolic link that leads out of the pictures' folder.
+        """
+        folder = self.folder / inside if inside else self.folder
+        files = self._files(folder)
+        for suffix in ("", *SUFFIXES):
+            if (file := name + suffix) in files:
+                if files[file]:
+                    _refuse_escape(folder / file, self.folder)
+                return folder / file
+        return folder / (name if Path(name).suffix.lower() in SUFFIXES else name + SUFFIXES[0])
+
+    @cached_property
+    def _listed(self) -> dict[Path, dict[str, bool]]:
+        return {}
+
+    def _files(self, folder: Path) -> dict[str, bool]:
+        """Name of each file -> whether it is a symbolic link."""
+        if folder not in self._listed:
+            entries = os.scandir(folder) if folder.is_dir() else ()
+            self._listed[folder] = {entry.name: entry.is_symlink() for entry in entries}
+        return self._listed[folder]
+
+
+def _refuse_escape(path: Path, folder: Path) -> None:
+    real = path.resolve()
+    if not real.is_relative_to(folder.resolve()):
+        raise UserError(
+            f"{path} is a symbolic link out of its folder, to {real}; copy the picture there, or make {folder.name!r} itself the link"
+        )

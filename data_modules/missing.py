@@ -1,0 +1,109 @@
+"""Pictures that are not there: found before anything is computed, and left out only when that is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from data_modules.errors import UserError
+from data_modules.images import load_image
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from data_modules.records import Benchmark, EvaluationSet, Picture
+
+UNREADABLE = "unreadable.tsv"  # in the folder of the data set: path and reason, written by ``cir data check``
+SHOWN = 3
+
+
+def refuse_missing(pictures: Iterable[Picture], benchmark: str, root: Path) -> None:
+    """Stop if a picture file does not exist.
+
+    Args:
+        pictures: those that are needed.
+        benchmark: name of its data module's recipe, for the remedy.
+        root: folder of the data set, for the remedy.
+
+    Raises:
+        UserError: files do not exist; says how many, names the first ones and the remedies.
+    """
+    files = dict.fromkeys(picture.path for picture in pictures)
+    if absent := [path for path in files if not path.is_file()]:
+        first = ", ".join(str(path) for path in absent[:SHOWN])
+        raise UserError(
+            f"{len(absent):,} of {len(files):,} picture files do not exist, the first of them {first}; see what is missing with "
+            f"cir data check {benchmark} --root {root}, or go on without them with --data.missing=skip"
+        )
+
+
+def find_missing(pictures: Iterable[Picture], root: Path) -> set[str]:
+    """Names of the pictures whose file does not exist, or was found unreadable by ``cir data check`` and still is."""
+    listed = _still_unreadable(root)
+    return {picture.name for picture in pictures if picture.path in listed or not picture.path.is_file()}
+
+
+def _still_unreadable(root: Path) -> set[Path]:
+    try:
+        lines = (root / UNREADABLE).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return set()
+    return {path for path in (root / line.partition("\t")[0] for line in lines) if not _is_readable(path)}
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        load_image(path)
+    except UserError:
+        return False
+    return True
+
+
+def leave_out(benchmark: Benchmark, missing: set[str]) -> Benchmark:
+    """The records without the missing pictures: without triplets and queries that need them, and with counts of what was left out.
+
+    A query goes if its reference or its first target is missing; further targets and members that are missing are taken out of it.
+
+    Raises:
+        UserError: nothing is left of an evaluation set.
+    """
+    if not missing:
+        return benchmark
+    triplets = tuple(t for t in benchmark.triplets if not {t.reference, t.target} & missing)
+    return replace(
+        benchmark,
+        pictures=tuple(picture for picture in benchmark.pictures if picture.name not in missing),
+        triplets=triplets,
+        skipped_triplets=len(benchmark.triplets) - len(triplets),
+        val=tuple(_without(evaluation, missing) for evaluation in benchmark.val),
+        test=tuple(_without(evaluation, missing) for evaluation in benchmark.test),
+        hidden=tuple(_without(evaluation, missing) for evaluation in benchmark.hidden),
+        unpaired=tuple(name for name in benchmark.unpaired if name not in missing),
+    )
+
+
+def _without(evaluation: EvaluationSet, missing: set[str]) -> EvaluationSet:
+    gallery = tuple(name for name in evaluation.gallery if name not in missing)
+    queries = tuple(
+        replace(
+            query,
+            targets=tuple(name for name in query.targets if name not in missing),
+            members=tuple(name for name in query.members if name not in missing),
+        )
+        for query in evaluation.queries
+        if not {query.reference, *query.targets[:1]} & missing
+    )
+    lost = len(evaluation.gallery) - len(gallery)
+    if not queries:
+        raise UserError(
+            f"evaluation set {evaluation.name!r}: with --data.missing=skip no query of {len(evaluation.queries):,} is left: "
+            f"{lost:,} of {len(evaluation.gallery):,} gallery pictures and perhaps their references are missing; get them first"
+        )
+    return replace(
+        evaluation,
+        queries=queries,
+        gallery=gallery,
+        skipped_queries=len(evaluation.queries) - len(queries),
+        skipped_pictures=lost,
+    )
