@@ -6,13 +6,13 @@ import json
 import os
 from collections import Counter
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 

@@ -111,7 +111,7 @@ class CIRR(CIRDataModule):
         file = self._file("image_splits", "split", split)
         paths = read_json(file)
         if not isinstance(paths, dict) or not all(isinstance(path, str) for path in paths.values()):
-            raise UserError(f"{file}: not a JSON object of picture name and path, as CIRR's split files are; is it another benchmark's file?")
+            raise UserError(f"{file}: not a JSON object of names and paths, as CIRR's split files are; is it another benchmark's file?")
         return paths
 
     def _records(self, split: str, names: Mapping[str, str], **fields: type) -> list[dict[str, Any]]:
@@ -123,9 +123,7 @@ class CIRR(CIRDataModule):
                 raise UserError(f"{file}, record {number}: img_set has no list 'members'; get the file again")
             for name in (record["reference"], record.get("target_hard", record["reference"])):
                 if name not in names:
-                    raise UserError(
-                        f"{file}, record {number}: {name!r} is no picture of the split {split}; get captions and image_splits of one version"
-                    )
+                    raise UserError(f"{file}, record {number}: {name!r} is no picture of the split {split}; get both files of one version")
         return records
 
     def _pictures(self, paths: Mapping[str, str]) -> list[Picture]:

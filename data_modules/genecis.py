@@ -95,7 +95,7 @@ class GeneCIS(ZeroShotDataModule):
             try:
                 reference, *members = map(name, (record["reference"], record["target"], *record["gallery"]))
             except (KeyError, TypeError, ValueError) as error:
-                raise UserError(f"{file}, record {number}: not the pictures of {task} ({error!r}); is it the file of another task?") from error
+                raise UserError(f"{file}, record {number}: no pictures of {task} ({error!r}); is it the file of another task?") from error
             distinct = tuple(dict.fromkeys(members))  # a few of the authors' galleries have a picture twice
             queries.append(Query(str(number), reference, record["condition"], distinct[:1], distinct))
         return EvaluationSet(
@@ -120,7 +120,7 @@ class _Pictures:
     def whole(self, entry: Mapping[str, Any]) -> str:
         """Name of a picture of COCO val2017."""
         number = int(entry["val_image_id"])
-        return self._add(f"coco/{number}", f"{number:012d}", ("val2017",))
+        return self._add(f"coco/{number}", f"{number:012d}.jpg", ("val2017",))
 
     def crop(self, entry: Mapping[str, Any]) -> str:
         """Name of an object in a Visual Genome picture, with some of the picture around it.
@@ -133,7 +133,7 @@ class _Pictures:
         x, y, width, height = entry["instance_bbox"]
         left, top = max(0, x - DILATION * width), max(0, y - DILATION * height)
         box = (round(left), round(top), round(left + (1 + DILATION) * width), round(top + (1 + DILATION) * height))
-        return self._add(f"vg/{entry['image_id']}/{'-'.join(map(str, box))}", str(entry["image_id"]), VISUAL_GENOME, box)
+        return self._add(f"vg/{entry['image_id']}/{'-'.join(map(str, box))}", f"{entry['image_id']}.jpg", VISUAL_GENOME, box)
 
     def _add(self, name: str, file: str, places: tuple[str, ...], box: tuple[int, int, int, int] | None = None) -> str:
         if name not in self.named:

@@ -81,7 +81,7 @@ def with_triplets(own: Benchmark, other: Benchmark) -> Benchmark:
     paired = {name for triplet in other.triplets for name in (triplet.reference, triplet.target)}
     if clashes := sorted(paired.intersection(picture.name for picture in own.pictures)):
         raise UserError(
-            f"data.train has a picture {clashes[0]!r}, and so has the benchmark itself ({len(clashes):,} such names); train on another data set"
+            f"data.train has a picture {clashes[0]!r}, and so has the benchmark itself ({len(clashes):,} such names); name another data set"
         )
     pictures = (picture for picture in other.pictures if picture.name in paired)
     return replace(own, pictures=(*own.pictures, *pictures), triplets=other.triplets, skipped_triplets=other.skipped_triplets)
