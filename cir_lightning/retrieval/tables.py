@@ -101,8 +101,7 @@ def to_markdown(report: Report) -> str:
             lines.append([line[0].replace("|", "\\|"), *(f"**{cell}**" if cell == best else cell for cell, best in cells)])
         grid = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         parts += [f"## {table.title}", grid, "\n".join(f"- {sentence}" for sentence in table.caption)]
-    if report.notes:
-        parts.append("\n".join(f"**Note:** {note}" for note in report.notes))
+    parts += [f"**Note:** {note}" for note in report.notes]
     return "\n\n".join(parts) + "\n"
 
 
