@@ -38,7 +38,7 @@ def require_possible(evaluation: EvaluationSet, length: int) -> None:
     if length < wanted.names:
         raise UserError(
             f"{wanted.file}: the test server wants {wanted.names} names for each query of {evaluation.name}, the ranked lists have "
-            f"{length}; set --model.top to {wanted.names} or more, of a gallery that has as many"
+            f"{length}; set --model.top to {wanted.names} or more, and see that the gallery has more pictures than that"
         )
     if evaluation.skipped_queries:
         raise UserError(

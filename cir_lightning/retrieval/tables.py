@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cir_lightning.retrieval.report import Report, Row
 
 _NO_FIGURE = "-"
+_WIDTH = 140  # of a terminal, in characters
 
 
 @dataclass(frozen=True)
@@ -106,15 +107,23 @@ def to_markdown(report: Report) -> str:
 
 
 def to_text(report: Report) -> str:
-    """The same tables for the terminal, in aligned columns."""
+    """The same tables for the terminal, in aligned columns; blocks that are too wide to stand side by side stand below each other."""
     parts = [f"{_title(report)}\n{_origin(report)}"]
     for table in _tables(report):
-        names = ["", "Method", *(method for method, _ in table.lines)]
-        left = [name.ljust(max(map(len, names))) for name in names]
-        grid = ["   ".join(line).rstrip() for line in zip(left, *(block.text(table.lines) for block in table.blocks), strict=True)]
-        parts.append("\n".join([table.title, *(f"  {line}" for line in [*filter(None, grid), *table.caption])]))
+        blocks = [block.text(table.lines) for block in table.blocks]
+        grid = _grid(table.lines, blocks)
+        if max(map(len, grid)) > _WIDTH:
+            grid = [line for block in blocks for line in _grid(table.lines, [block])]
+        parts.append("\n".join([table.title, *grid, *(f"  {sentence}" for sentence in table.caption)]))
     parts += [f"Note: {note}" for note in report.notes]
     return "\n\n".join(parts) + "\n"
+
+
+def _grid(lines: list[tuple[str, str]], blocks: list[list[str]]) -> list[str]:
+    names = ["", "Method", *(method for method, _ in lines)]
+    left = [name.ljust(max(map(len, names))) for name in names]
+    grid = [("  " + "   ".join(cells)).rstrip() for cells in zip(left, *blocks, strict=True)]
+    return grid if grid[0] else grid[1:]
 
 
 def _tables(report: Report) -> list[_Table]:

@@ -104,6 +104,24 @@ def test_sets_of_an_average_in_markdown():
     ) in text
 
 
+def test_blocks_that_are_too_wide_stand_below_each_other():
+    wide = [
+        Row("ours", "c/a", {f"R@{k}": float(k) for k in range(1, 13)}, 2, 3, 0, "f1", average="c/avg"),
+        Row("ours", "c/b", {f"R@{k}": float(-k) for k in range(1, 13)}, 2, 3, 0, "f2", average="c/avg"),
+    ]
+    grid = to_text(replace(PLAIN, rows=tuple(wide))).split("\n\n")[1].splitlines()[:7]
+    assert [line.split()[:3] for line in grid] == [
+        ["c"],
+        ["a"],
+        ["Method", "R@1", "R@2"],
+        ["ours", "1.00", "2.00"],
+        ["b"],
+        ["Method", "R@1", "R@2"],
+        ["ours", "-1.00", "-2.00"],
+    ]
+    assert max(map(len, grid)) <= 140
+
+
 def test_a_method_without_rows_on_some_sets_has_no_figures_there():
     rows = [row for row in CATEGORIES if row.method != "random"]
     half = replace(CATEGORIES[0], method="dress only")
