@@ -285,12 +285,7 @@ def write_evaluation_sets(writer: Writer, splits: Splits, rules: Rules) -> tuple
             ("held_out", held_out, held_out, rules.queries_per_held_out_target),
         )
         sets = (
-            EvaluationSet(
-                name,
-                _queries(writer, targets, references, count, f"{rules.split_seed}/{split}/{name}"),
-                gallery,
-                protocol="gallery of all roles' pictures, reference removed",
-            )
+            EvaluationSet(name, _queries(writer, targets, references, count, f"{rules.split_seed}/{split}/{name}"), gallery)
             for name, targets, references, count in parts
         )
         out.append(tuple(evaluation for evaluation in sets if evaluation.queries))
