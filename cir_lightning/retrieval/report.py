@@ -103,9 +103,9 @@ def averages(rows: Sequence[Row]) -> tuple[Row, ...]:
         parts = [row for row in rows if row.average == name]
         sets = {(row.group, row.fingerprint) for row in parts}
         for line in dict.fromkeys(row.line for row in parts):
-            mine = [row for row in parts if row.line == line]
+            mine = {(row.group, row.fingerprint): row for row in parts if row.line == line}
             if len(mine) == len(sets):
-                out.append(_mean(name, mine))
+                out.append(_mean(name, list(mine.values())))
     return tuple(out)
 
 

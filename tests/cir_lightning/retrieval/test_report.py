@@ -82,6 +82,7 @@ def test_averages_never_mix_fingerprints():
     rows = [category("ours", "cats/a", {"R@1": 10.0}, 1), category("ours", "cats/b", {"R@1": 20.0}, 1)]
     other = replace(rows[1], method="other", fingerprint="fewer queries")
     assert averages([*rows, replace(rows[0], method="other"), other]) == ()  # three sets now, and nobody has rows on all
+    assert averages([rows[0], rows[0], replace(rows[1], method="other")]) == ()  # twice on one set is not once on both
     assert averages([]) == ()
 
 
