@@ -25,7 +25,8 @@ def time() -> FakeTime:
 
 
 @pytest.fixture
-def fetcher(time: FakeTime) -> Fetcher:
+def fetcher(time: FakeTime, monkeypatch: pytest.MonkeyPatch) -> Fetcher:
+    monkeypatch.setenv("no_proxy", "*")
     return Fetcher("cir-test/1", Pace(1000, clock=time.clock, sleep=time.sleep), timeout=10, retries=3)
 
 
@@ -100,9 +101,9 @@ def test_every_request_waits_its_turn_also_after_a_redirect(site: Site, time: Fa
 
 
 def test_no_answer_and_an_answer_that_never_ends(site: Site, time: FakeTime):
-    fetcher = Fetcher("t", Pace(1000, clock=time.clock, sleep=time.sleep), timeout=0.2, retries=1)
+    impatient, fetcher = (Fetcher("t", Pace(1000, clock=time.clock, sleep=time.sleep), timeout=0.2, retries=n) for n in (9, 1))
     site.answers |= {"/hang": [site.hang, say(DATA)], "/drip": [site.drip], "/both": [site.hang, site.drip]}
-    assert fetcher.fetch(f"{site.address}/hang") == DATA
+    assert impatient.fetch(f"{site.address}/hang") == DATA
     for path in ("/drip", "/both"):
         error = failure(fetcher, site.address + path)
         assert (error.reason, error.dead, site.asked[path]) == ("time-out", False, 2)

@@ -37,6 +37,15 @@ def say(body: bytes = b"", status: int = 200, **headers: str) -> Answer:
     return answer
 
 
+class Server(ThreadingHTTPServer):
+    """One that many clients can knock at together: with the usual queue of 5, some wait for a second."""
+
+    request_queue_size = 64
+
+    def handle_error(self, *_: object) -> None:
+        """Clients that go away are part of the tests."""
+
+
 class Site:
     """Answers by path: those of a list one after the other, the last one for ever; paths without any are 404."""
 
@@ -60,8 +69,7 @@ class Site:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.handle_error = lambda *_: None  # clients that go away are part of the tests
+        self.server = Server(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self.server.server_address[1]}"
 
     def hang(self, handler: BaseHTTPRequestHandler) -> None:
