@@ -1,116 +1,39 @@
-"""``cir data``: the files of the benchmarks, before anything is trained. A subcommand imports what it needs when it runs."""
+"""``cir data``: the files of the benchmarks, before anything is trained. Each command is a module that is imported when it is asked for."""
 
 from __future__ import annotations
 
-import argparse
-import math
-import sys
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from importlib import import_module
 
-from cir_lightning import __version__
 from data_modules.errors import UserError
-from data_modules.sources import FASHIONIQ, SOURCES
 
-if TYPE_CHECKING:
-    from collections import Counter
-    from collections.abc import Callable
+COMMANDS = {
+    "download": ("cir_lightning.data_download", "fetch pictures, or say where they are:  cir data download fashioniq"),
+}
 
-    from data_modules.download import Result
 
-NAMES = (FASHIONIQ, *SOURCES)
-DOWNLOAD = """\
-Fetch Fashion-IQ's pictures into ROOT/images from the data set's own lists of links, which lie in
-https://github.com/hongwang600/fashion-iq-metadata, folder image_url; after an interruption, the same command goes on. Of the other
-benchmarks, say where their pictures are. Exit code: 0 if every picture is there, 1 if not, 2 for a mistake."""
+def help_text() -> str:
+    """What ``cir data --help`` prints."""
+    lines = ["usage: cir data COMMAND NAME [options]", "", *(f"  cir data {name:<9} {text}" for name, (_, text) in COMMANDS.items())]
+    return "\n".join([*lines, "", "  cir data COMMAND --help shows the options of a command and the names of the benchmarks."])
 
 
 def run(argv: list[str]) -> int:
-    """Run one subcommand.
+    """Run one command.
 
     Args:
-        argv: its name and options.
+        argv: its name, that of a benchmark, and options.
 
     Returns:
         The exit code.
 
     Raises:
-        UserError: an option is wrong, or the subcommand's own reasons.
+        UserError: there is no such command, or the command's own reasons.
     """
-    parser = _Parser(prog="cir data", allow_abbrev=False)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    _add_download(commands.add_parser("download", help="fetch pictures, or say where they are", description=DOWNLOAD, allow_abbrev=False))
-    options = parser.parse_args(argv)
-    command: Callable[[argparse.Namespace], int] = options.command
-    return command(options)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; {self.prog} --help shows what there is")
-
-
-def _number(kind: type[int | float], low: float, high: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' * (kind is int)}number from {low} to {high}")
-        return value
-
-    return parse
-
-
-def _add_download(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=_download)
-    parser.add_argument("name", metavar="NAME", help=", ".join(NAMES))
-    parser.add_argument("--root", type=Path, help="folder of the data set (default: data/NAME)")
-    parser.add_argument("--links", type=Path, nargs="+", help="lists of links, or folders of them (default: ROOT/image_url)")
-    add_number = partial(parser.add_argument, metavar="N")
-    add_number("--jobs", type=_number(int, 1, 64), default=8, help="downloads at a time (default: %(default)s)")
-    add_number("--rate", type=_number(float, 0.01, 1000), default=10, help="requests per second, all together (default: %(default)s)")
-    add_number("--timeout", type=_number(float, 0.1, 3600), default=20, help="seconds that an answer may take (default: %(default)s)")
-    add_number("--retries", type=_number(int, 0, 20), default=4, help="tries after the first (default: %(default)s)")
-    parser.add_argument("--retry-dead", action="store_true", help="try the links in ROOT/dead_links.tsv again")
-
-
-def _download(options: argparse.Namespace) -> int:
-    root = options.root or Path("data") / options.name
-    if options.name in SOURCES:
-        print(SOURCES[options.name].format(root=root))
+    if not argv or argv[0] in {"-h", "--help"}:
+        print(help_text())
         return 0
-    if options.name != FASHIONIQ:
-        raise UserError(f"unknown benchmark {options.name!r}; there are {', '.join(NAMES)}")
-    from data_modules.download import download
-    from data_modules.fetch import Fetcher, Pace
-    from data_modules.links import read_links
-
-    links = read_links(options.links or [root / "image_url"])
-    fetcher = Fetcher(f"cir-lightning/{__version__}", Pace(options.rate), timeout=options.timeout, retries=options.retries)
-    try:
-        tally = download(links, root, fetcher, jobs=options.jobs, retry_dead=options.retry_dead)
-    except KeyboardInterrupt:
-        print("cir: stopped; the same command goes on", file=sys.stderr)
-        raise
-    print(_summary(tally, root))
-    return 1 if any(result in {"dead", "failed"} for result, _ in tally) else 0
-
-
-def _summary(tally: Counter[tuple[Result, str]], root: Path) -> str:
-    from data_modules.download import totals
-
-    counts = totals(tally)
-    lines = [
-        f"{tally.total():,} pictures: {counts['there']:,} were there, {counts['fetched']:,} fetched, {counts['dead']:,} dead, "
-        f"{counts['failed']:,} failed"
-    ]
-    lines += [f"  {count:>6,} {result}: {reason}" for (result, reason), count in tally.most_common() if reason]
-    if counts["failed"]:
-        lines.append("The same command tries the failed ones again.")
-    if counts["dead"]:
-        lines.append(f"Dead links stand in {root / 'dead_links.tsv'} and are tried again with --retry-dead only.")
-        lines.append(f"Ask the data set's authors or colleagues for their pictures, and put them into {root / 'images'}.")
-    return "\n".join(lines)
+    name, *options = argv
+    if name not in COMMANDS:
+        raise UserError(f"unknown command 'data {name}'; commands are {', '.join(f'data {command}' for command in COMMANDS)}")
+    code: int = import_module(COMMANDS[name][0]).run(options)
+    return code

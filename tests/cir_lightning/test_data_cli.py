@@ -12,7 +12,8 @@ from fakes.site import Site, picture, say
 
 from cir_lightning import __version__
 from cir_lightning.cli import main
-from cir_lightning.data_cli import NAMES
+from cir_lightning.data_cli import COMMANDS
+from cir_lightning.data_download import NAMES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,7 +87,8 @@ def test_other_benchmarks_say_where_their_pictures_are(name: str, capsys: pytest
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "the following arguments are required: COMMAND; cir data --help shows what there is"),
+        (["get"], f"unknown command 'data get'; commands are {', '.join(f'data {command}' for command in COMMANDS)}"),
+        (["download"], "the following arguments are required: NAME; cir data download --help shows what there is"),
         (["download", "fasioniq"], f"unknown benchmark 'fasioniq'; there are {', '.join(NAMES)}"),
         (["download", "fashioniq", "--rate", "0"], "argument --rate: '0' is not a number from 0.01 to 1000; cir data download --help"),
         (["download", "fashioniq", "--rate", "nan"], "argument --rate: 'nan' is not a number"),
@@ -106,9 +108,17 @@ def test_mistakes(arguments: list[str], sentence: str, capsys: pytest.CaptureFix
 
 
 def test_downloading_needs_no_torch():
-    code = "import sys, data_modules.download, cir_lightning.data_cli; print(*sys.modules)"
+    code = "import sys, data_modules.download, cir_lightning.data_download; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "lightning", "transformers", "numpy"} & set(modules)
+
+
+def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]):
+    assert main(["data"]) == 0
+    bare = capsys.readouterr().out
+    assert main(["data", "--help"]) == 0
+    assert capsys.readouterr().out == bare
+    assert all(f"cir data {command} " in bare for command in COMMANDS)
 
 
 def test_help_is_light():
