@@ -120,13 +120,13 @@ class EmbedConfig(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
         """Give the module the config for its checkpoints, so that ``cir test --ckpt_path X`` needs nothing else."""
-        pl_module.run_config = self.parser.dump(self.config, skip_unset=False)
+        self.text = pl_module.run_config = self.parser.dump(self.config, skip_unset=False)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002 - Lightning's signature
         """``config.yaml`` in the run folder, once nothing refuses the run any more."""
         if trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / "config.yaml"
-            replace_file(path, lambda part: part.write_text(pl_module.run_config, encoding="utf-8"))
+            replace_file(path, lambda part: part.write_text(self.text, encoding="utf-8"))
 
 
 class CIRCLI(LightningCLI):

@@ -87,9 +87,10 @@ def test_stopped_in_the_middle_it_goes_on_to_the_same_weights(tmp_path, monkeypa
 
     whole = run(tmp_path / "whole")
     loss = TitleAlignment._loss
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+    with monkeypatch.context() as patch:
         patch.setattr(TitleAlignment, "_loss", stop_at_4)
-        run(tmp_path / "cut")
+        with pytest.raises(SystemExit):
+            run(tmp_path / "cut")
     resumed = run(tmp_path / "cut", tmp_path / "cut" / "checkpoints" / "last.ckpt")
     for name, parameter in whole.encoder.named_parameters():
         assert torch.equal(parameter, resumed.encoder.get_parameter(name)), name
