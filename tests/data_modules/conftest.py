@@ -33,7 +33,5 @@ def annotations() -> Path:
     """The folder of the benchmarks' real annotation files, which are not in this repository."""
     folder = Path(os.environ.get("CIR_ANNOTATIONS") or Path(__file__).parents[3] / "shared" / "annotations")
     if not folder.is_dir():
-        pytest.skip(
-            f"no real annotation files in {folder}; put them there, or name their folder in the environment variable CIR_ANNOTATIONS"
-        )
+        pytest.skip(f"no real annotation files in {folder}; put them there, or name their folder in the variable CIR_ANNOTATIONS")
     return folder
