@@ -14,8 +14,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from cir_lightning.cache import FeatureCache
 from cir_lightning.checkpoint import CONFIG_KEY, load_trained, trained_state
+from cir_lightning.retrieval.figures import averages, score
 from cir_lightning.retrieval.metrics import EmbeddingTable
-from cir_lightning.retrieval.ranking import Ranking, rank, recalls
+from cir_lightning.retrieval.ranking import Ranking, rank_all
 from cir_lightning.weights import find_weights, read_weights
 from data_modules.collate import PictureBatch, QueryBatch, TripletBatch
 from data_modules.errors import UserError
@@ -37,8 +38,8 @@ Split = Literal["val", "test"]
 class CIRModule(LightningModule):
     """Contrastive training and exact retrieval evaluation of any :class:`~cir_lightning.encoder.Encoder`.
 
-    Logs ``train/loss``, ``train/temperature``, ``<split>/<group>/R@K``, ``<split>/<group>/R_subset@K`` and ``<split>/R@1``, the mean
-    over the groups, all recalls in percent.
+    Logs ``train/loss``, ``train/temperature``, ``<split>/<set>/<figure>`` for every figure of every evaluation set and average, and
+    ``<split>/R@1``, the mean over the sets that have it, all figures in percent.
 
     Args:
         encoder: the model.
@@ -181,21 +182,17 @@ class CIRModule(LightningModule):
     def _finish_evaluation(self, split: Split) -> None:
         """Rank every evaluation set of the split; the same on every process, because the tables are."""
         pictures, queries = (table.compute() for table in self.tables)
-        place = {name: i for i, name in enumerate(self.data.gallery_pictures(split))}
-        self.rankings, start = {}, 0
-        for evaluation in self.data.evaluation_sets(split):
-            mine = queries[start : start + len(evaluation.queries)]
-            start += len(evaluation.queries)
-            gallery = pictures[[place[name] for name in evaluation.gallery]]
-            self.rankings[evaluation.name] = (evaluation, rank(mine, gallery, evaluation, top=self.top))
+        sets = self.data.evaluation_sets(split)
+        rows = torch.arange(len(queries)).split([len(evaluation.queries) for evaluation in sets])  # type: ignore[no-untyped-call]
+        rankings = rank_all(queries, pictures, sets, rows=rows, names=self.data.gallery_pictures(split), top=self.top)
+        self.rankings = {evaluation.name: (evaluation, ranking) for evaluation, ranking in zip(sets, rankings, strict=True)}
 
-    def _log_recalls(self, split: Split) -> None:
-        first = []
-        for name, (evaluation, ranking) in self.rankings.items():
-            figures = recalls(ranking, evaluation)
-            first.append(figures["R@1"])
+    def _log_figures(self, split: Split) -> None:
+        scored = [(evaluation, score(ranking, evaluation)) for evaluation, ranking in self.rankings.values()]
+        for name, figures in [*((evaluation.name, figures) for evaluation, figures in scored), *averages(scored).items()]:
             self.log_dict({f"{split}/{name}/{k}": v for k, v in figures.items()}, rank_zero_only=False)
-        self.log(f"{split}/R@1", sum(first) / len(first), prog_bar=split == "val")
+        if first := [figures["R@1"] for _, figures in scored if "R@1" in figures]:
+            self.log(f"{split}/R@1", sum(first) / len(first), prog_bar=split == "val")
 
     def on_validation_epoch_start(self) -> None:
         """Empty tables."""
@@ -210,7 +207,7 @@ class CIRModule(LightningModule):
         if not self.trainer.sanity_checking:
             self._finish_evaluation("val")
             self.ranked_at = self.trainer.global_step
-            self._log_recalls("val")
+            self._log_figures("val")
 
     def on_test_epoch_start(self) -> None:
         """Empty tables."""
@@ -223,7 +220,7 @@ class CIRModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Rank and log."""
         self._finish_evaluation("test")
-        self._log_recalls("test")
+        self._log_figures("test")
 
     def on_predict_epoch_start(self) -> None:
         """Empty tables."""

@@ -15,7 +15,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from cir_lightning import __version__
 from cir_lightning.pictures import result_grid, spread
 from cir_lightning.retrieval import report
-from cir_lightning.retrieval.ranking import Ranking, rank, recalls
+from cir_lightning.retrieval.figures import score
+from cir_lightning.retrieval.ranking import Ranking, rank
 from cir_lightning.storage import replace_file
 from cir_lightning.yardsticks import Yardsticks
 from data_modules.errors import UserError
@@ -35,7 +36,7 @@ def make_row(method: str, evaluation: EvaluationSet, ranking: Ranking) -> report
     return report.Row(
         method=method,
         group=evaluation.name,
-        figures=recalls(ranking, evaluation),
+        figures=score(ranking, evaluation),
         queries=len(evaluation.queries),
         gallery=len(evaluation.gallery),
         unreachable=ranking.unreachable,
