@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -16,7 +18,7 @@ from data_modules.samplers import GroupedBatchSampler, ShardedBatchSampler
 from data_modules.validation import validate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from data_modules.collate import PictureBatch, QueryBatch, TripletBatch
@@ -93,8 +95,9 @@ class CIRDataModule(LightningDataModule, ABC):
                 are too few triplets for one batch.
         """
         if self._benchmark is None:
-            benchmark = self.read()
-            validate(benchmark, self.max_caption_words)
+            with _without_collector():
+                benchmark = self.read()
+                validate(benchmark, self.max_caption_words)
             if self.missing == "skip":
                 benchmark = leave_out(benchmark, find_missing(benchmark.pictures, self.root))
             self.picture_index = {picture.name: at for at, picture in enumerate(benchmark.pictures)}
@@ -227,6 +230,18 @@ class _Items(Dataset[Any]):
 
     def __getitem__(self, item: Any) -> Any:
         return item
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keep Python's garbage collector from walking over all of torch again and again while 100,000 records are made."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 def require(fine: bool, key: str, value: object, wanted: str) -> None:  # noqa: FBT001 - reads as a sentence

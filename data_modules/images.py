@@ -45,13 +45,26 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def cut(image: Image.Image, box: tuple[int, int, int, int] | None) -> Image.Image:
-    """The part of a picture in the box (left, top, right, bottom, pixels), white where it reaches beyond the edges."""
+    """The part of a picture in a box, as far as the picture goes, made a square by black edges; without a box, the picture.
+
+    Args:
+        image: mode RGB.
+        box: left, top, right, bottom, pixels.
+
+    Raises:
+        UserError: the box is not in the picture.
+
+    Source: GeneCIS (Vaze et al., CVPR 2023), ``datasets/vaw_dataset.py``.
+    """
     if box is None:
         return image
-    left, top, right, bottom = box
-    part = Image.new("RGB", (right - left, bottom - top), "white")
-    part.paste(image, (-left, -top))
-    return part
+    left, top, right, bottom = max(0, box[0]), max(0, box[1]), min(image.width, box[2]), min(image.height, box[3])
+    if left >= right or top >= bottom:
+        raise UserError(f"box {box} is not in its picture of {image.width} x {image.height} pixels; use the picture that the box is of")
+    side = max(right - left, bottom - top)
+    square = Image.new("RGB", (side, side), "black")
+    square.paste(image.crop((left, top, right, bottom)), ((side - right + left) // 2, (side - bottom + top) // 2))
+    return square
 
 
 def _letterbox(image: Image.Image, size: int) -> Image.Image:
