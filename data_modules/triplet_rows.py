@@ -159,6 +159,8 @@ def _row(record: Mapping[str, Any], line: int, place: str) -> Row:
     subset = lists.get("subset", ())
     if subset and targets[0] not in subset:
         raise UserError(f"{place}: the subset does not have the target {targets[0]!r}; add it to the subset")
+    if subset and targets[0] == texts["reference"]:
+        raise UserError(f"{place}: the target {targets[0]!r} is the reference, which no subset is searched for; leave the subset empty")
     split = texts.get("split") or "train"
     if split not in SPLITS:
         raise UserError(f"{place}: split {split!r} is none of {', '.join(SPLITS)}; correct it")
