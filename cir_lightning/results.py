@@ -16,7 +16,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from cir_lightning import __version__
 from cir_lightning.pictures import result_grid, spread
 from cir_lightning.retrieval import report, submission
-from cir_lightning.retrieval.ranking import Ranking, rank, recalls
+from cir_lightning.retrieval.figures import score
+from cir_lightning.retrieval.ranking import Ranking, rank
 from cir_lightning.retrieval.tables import to_text
 from cir_lightning.storage import replace_file
 from cir_lightning.yardsticks import Yardsticks
@@ -39,7 +40,7 @@ def make_row(method: str, evaluation: EvaluationSet, ranking: Ranking) -> report
     return report.Row(
         method=method,
         group=evaluation.name,
-        figures=recalls(ranking, evaluation),
+        figures=score(ranking, evaluation),
         queries=len(evaluation.queries),
         gallery=max(own_galleries, default=len(evaluation.gallery)),
         unreachable=ranking.unreachable,

@@ -18,7 +18,7 @@ from data_modules.samplers import GroupedBatchSampler, ShardedBatchSampler
 from data_modules.validation import validate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from data_modules.collate import PictureBatch, QueryBatch, TripletBatch
@@ -86,6 +86,16 @@ class CIRDataModule(LightningDataModule, ABC):
         Raises:
             UserError: a file is missing or is not as it should be.
         """
+
+    @property
+    def official(self) -> Mapping[str, int]:
+        """The counts of the benchmark as published, which ``cir data check`` asks for; empty where nobody has published any.
+
+        Keys name a part and what is counted: ``train triplets``, or ``train/dress triplets`` of a group of at most ten; ``queries`` and
+        ``gallery`` of an evaluation set after its split: ``val/fashioniq/original/dress queries``, ``hidden/circo gallery``. Only parts
+        that the arguments ask for are among them.
+        """
+        return {}
 
     def setup(self, stage: str | None = None) -> None:
         """Read and check the records, once; refuse what cannot train before anything is computed or written.
@@ -163,7 +173,7 @@ class CIRDataModule(LightningDataModule, ABC):
         Raises:
             UserError: see :func:`data_modules.missing.refuse_missing`.
         """
-        refuse_missing((self.pictures[at] for at in positions), type(self).__name__.lower(), self.root)
+        refuse_missing((self.pictures[at] for at in positions), type(self).__name__.removesuffix("CIR").lower(), self.root)
 
     def train_dataloader(self) -> DataLoader[TripletBatch]:
         """Batches of triplets."""
