@@ -7,6 +7,7 @@ from importlib import import_module
 from data_modules.errors import UserError
 
 COMMANDS = {
+    "check": ("cir_lightning.data_check", "what there is and what is missing:    cir data check fashioniq"),
     "download": ("cir_lightning.data_download", "fetch pictures, or say where they are:  cir data download fashioniq"),
 }
 
