@@ -42,8 +42,10 @@ def data(root: Path) -> GeneCIS:
 
 
 def test_counts_of_the_real_object_tasks(annotations: Path):
-    benchmark = GeneCIS(str(annotations / "genecis"), tasks=("focus_object", "change_object")).read()
+    data = GeneCIS(str(annotations / "genecis"), tasks=("focus_object", "change_object"))
+    benchmark = data.read()
     validate(benchmark, 60)
+    assert data.official == {f"val/{one.name} queries": len(one.queries) for one in benchmark.val}
     assert {one.average for one in benchmark.val} == {"genecis/avg_of_2"}
     for one, twice in zip(benchmark.val, ([], ["19"]), strict=True):
         assert len(one.queries) == 1_960
