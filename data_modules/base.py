@@ -18,7 +18,7 @@ from data_modules.samplers import GroupedBatchSampler, ShardedBatchSampler
 from data_modules.validation import validate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from data_modules.collate import PictureBatch, QueryBatch, TripletBatch
@@ -87,11 +87,22 @@ class CIRDataModule(LightningDataModule, ABC):
             UserError: a file is missing or is not as it should be.
         """
 
-    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning's signature; all stages need the same records
-        """Read and check the records, once.
+    @property
+    def official(self) -> Mapping[str, int]:
+        """The counts of the benchmark as published, which ``cir data check`` asks for; empty where nobody has published any.
+
+        Keys name a part and what is counted: ``train triplets``, or ``train/dress triplets`` of a group of at most ten; ``queries`` and
+        ``gallery`` of an evaluation set after its split: ``val/fashioniq/original/dress queries``, ``hidden/circo gallery``. Only parts
+        that the arguments ask for are among them.
+        """
+        return {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and check the records, once; refuse what cannot train before anything is computed or written.
 
         Raises:
-            UserError: see :meth:`read` and :func:`data_modules.validation.validate`.
+            UserError: see :meth:`read` and :func:`data_modules.validation.validate`; the batches would have no in-batch negatives; there
+                are too few triplets for one batch.
         """
         if self._benchmark is None:
             with _without_collector():
@@ -102,6 +113,8 @@ class CIRDataModule(LightningDataModule, ABC):
             self.picture_index = {picture.name: at for at, picture in enumerate(benchmark.pictures)}
             self.content_ids = torch.tensor([content_id(picture.content) for picture in benchmark.pictures])
             self._benchmark = benchmark
+        if stage == "fit":
+            self._training_sampler()
 
     @property
     def benchmark(self) -> Benchmark:
@@ -160,23 +173,22 @@ class CIRDataModule(LightningDataModule, ABC):
         Raises:
             UserError: see :func:`data_modules.missing.refuse_missing`.
         """
-        refuse_missing((self.pictures[at] for at in positions), type(self).__name__.lower(), self.root)
+        refuse_missing((self.pictures[at] for at in positions), type(self).__name__.removesuffix("CIR").lower(), self.root)
 
     def train_dataloader(self) -> DataLoader[TripletBatch]:
-        """Batches of triplets.
+        """Batches of triplets."""
+        sampler = self._training_sampler()
+        if self.trainer:  # a resumed Lightning goes on counting in the middle of an epoch, but would begin its data anew
+            progress = self.trainer.fit_loop.epoch_loop.batch_progress
+            sampler.seen = lambda: progress.current.completed
+        return self._loader(len(self.triplets), sampler, TripletCollate(self.triplets, self.picture_index, self.content_ids))
 
-        Raises:
-            UserError: the batches would have no in-batch negatives, or there are too few triplets for one batch.
-        """
+    def _training_sampler(self) -> GroupedBatchSampler:
         rank, world = self._place()
         if self.batch_size * world == 1:
             raise UserError("data.batch_size is 1 on one process: the loss needs in-batch negatives; set --data.batch_size 2 or more")
         groups = [triplet.group for triplet in self.triplets]
-        sampler = GroupedBatchSampler(groups, self.batch_size, same_group=self.same_group, seed=self.seed, rank=rank, world=world)
-        if self.trainer:  # a resumed Lightning goes on counting in the middle of an epoch, but would begin its data anew
-            progress = self.trainer.fit_loop.epoch_loop.batch_progress
-            sampler.seen = lambda: progress.current.completed
-        return self._loader(len(groups), sampler, TripletCollate(self.triplets, self.picture_index, self.content_ids))
+        return GroupedBatchSampler(groups, self.batch_size, same_group=self.same_group, seed=self.seed, rank=rank, world=world)
 
     def val_dataloader(self) -> list[DataLoader[PictureBatch | QueryBatch]]:
         """Two loaders, one after the other: the gallery's pictures, the queries."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from data_modules.records import Benchmark, EvaluationSet, Picture
+    from data_modules.records import Benchmark, EvaluationSet, Picture, Query
 
 UNREADABLE = "unreadable.tsv"  # in the folder of the data set: path and reason, written by ``cir data check``
 SHOWN = 3
@@ -46,10 +46,10 @@ def find_missing(pictures: Iterable[Picture], root: Path) -> set[str]:
 
 def _still_unreadable(root: Path) -> set[Path]:
     try:
-        lines = (root / UNREADABLE).read_text(encoding="utf-8").splitlines()
+        lines = (root / UNREADABLE).read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         return set()
-    return {path for path in (root / line.partition("\t")[0] for line in lines) if not _is_readable(path)}
+    return {path for path in (root / line.partition("\t")[0] for line in lines if line) if not _is_readable(path)}
 
 
 def _is_readable(path: Path) -> bool:
@@ -63,7 +63,8 @@ def _is_readable(path: Path) -> bool:
 def leave_out(benchmark: Benchmark, missing: set[str]) -> Benchmark:
     """The records without the missing pictures: without triplets and queries that need them, and with counts of what was left out.
 
-    A query goes if its reference or its first target is missing; further targets and members that are missing are taken out of it.
+    A query goes if its reference or its first target is missing, or so many of its members that a K is larger than what is left; further
+    targets and members that are missing are taken out of it. A K that is larger than what is left of the gallery goes, too.
 
     Raises:
         UserError: nothing is left of an evaluation set.
@@ -75,7 +76,7 @@ def leave_out(benchmark: Benchmark, missing: set[str]) -> Benchmark:
         benchmark,
         pictures=tuple(picture for picture in benchmark.pictures if picture.name not in missing),
         triplets=triplets,
-        skipped_triplets=len(benchmark.triplets) - len(triplets),
+        skipped_triplets=benchmark.skipped_triplets + len(benchmark.triplets) - len(triplets),
         val=tuple(_without(evaluation, missing) for evaluation in benchmark.val),
         test=tuple(_without(evaluation, missing) for evaluation in benchmark.test),
         hidden=tuple(_without(evaluation, missing) for evaluation in benchmark.hidden),
@@ -85,6 +86,7 @@ def leave_out(benchmark: Benchmark, missing: set[str]) -> Benchmark:
 
 def _without(evaluation: EvaluationSet, missing: set[str]) -> EvaluationSet:
     gallery = tuple(name for name in evaluation.gallery if name not in missing)
+    candidates = len(gallery) - evaluation.remove_reference
     queries = tuple(
         replace(
             query,
@@ -92,7 +94,7 @@ def _without(evaluation: EvaluationSet, missing: set[str]) -> EvaluationSet:
             members=tuple(name for name in query.members if name not in missing),
         )
         for query in evaluation.queries
-        if not {query.reference, *query.targets[:1]} & missing
+        if not {query.reference, *query.targets[:1]} & missing and _has_rivals(query, evaluation, missing)
     )
     lost = len(evaluation.gallery) - len(gallery)
     if not queries:
@@ -104,6 +106,14 @@ def _without(evaluation: EvaluationSet, missing: set[str]) -> EvaluationSet:
         evaluation,
         queries=queries,
         gallery=gallery,
+        recall_at=tuple(k for k in evaluation.recall_at if k <= candidates),
+        map_at=tuple(k for k in evaluation.map_at if k <= candidates),
         skipped_queries=len(evaluation.queries) - len(queries),
         skipped_pictures=lost,
     )
+
+
+def _has_rivals(query: Query, evaluation: EvaluationSet, missing: set[str]) -> bool:
+    """Whether enough members are left to choose from."""
+    deepest = max(evaluation.recall_at if evaluation.members_only else evaluation.subset_recall_at, default=0)
+    return not query.members or len({*query.members} - {query.reference} - missing) >= deepest

@@ -1,0 +1,27 @@
+"""A user's folder in miniature: 40 pictures of coloured shapes in ``images`` and ``triplets.csv`` beside it."""
+
+from __future__ import annotations
+
+import csv
+from typing import TYPE_CHECKING
+
+from fakes.tiny import COLOURS, SHAPES, draw
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def write_triplets(root: Path) -> None:
+    """Draw the pictures and write 280 changes of colour, a category for each shape; a row in five is for test, none for val."""
+    (root / "images").mkdir(parents=True)
+    for shape in SHAPES:
+        for colour in COLOURS:
+            draw(root / "images" / f"{colour} {shape}.png", colour, shape)
+    changes = [(shape, before, after) for shape in SHAPES for before in COLOURS for after in COLOURS if before != after]
+    with (root / "triplets.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("reference", "caption", "target", "split", "category", "subset"))
+        for number, (shape, before, after) in enumerate(changes):
+            names = [f"{colour} {shape}.png" for colour in (before, after, *COLOURS[:3])]
+            subset = "|".join(dict.fromkeys(names))
+            table.writerow((names[0], f"but {after}", names[1], "test" if number % 5 == 0 else "", shape, subset))
