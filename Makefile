@@ -1,13 +1,14 @@
 # make demo   trains CIR-LVLM on EmojiCIR and shows the results
 # make test   lints, types and tests
-# Both make the environment in .venv first; a second run installs nothing again.
+# make bench  measures time and memory of ranking beside the published repositories' way
+# All make the environment in .venv first; a second run installs nothing again.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 RUN    := runs/demo
 export OMP_WAIT_POLICY = PASSIVE   # torch is 10 to 50 times slower beside a busy process without it
 
-.PHONY: demo test lint weights clean
+.PHONY: demo test lint bench weights clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +34,9 @@ lint: $(VENV)/installed
 
 test: lint
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/installed
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-columns min,median,rounds
 
 # The packaged weights, after: cir fit --config emoji.yaml --config emoji-long.yaml
 weights: $(VENV)/installed

@@ -10,7 +10,7 @@ Shapes: B pictures, Q Connector queries, W title tokens, D LLM width.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback
@@ -43,7 +43,7 @@ def late_interaction(image: Tensor, words: Tensor, mask: Tensor) -> Tensor:
 
 
 class TitleAlignment(Callback):
-    """Aligns the Connector when training starts; a run that is resumed or starts from weights skips it.
+    """Aligns the Connector when training starts; a run that starts from weights skips it, one that is resumed goes on where it was.
 
     Every process does the same, so that all start alike.
 
@@ -55,6 +55,18 @@ class TitleAlignment(Callback):
 
     def __init__(self, steps: int = 400, batch_size: int = 128, *, lr: float = 1e-3) -> None:
         self.steps, self.batch_size, self.lr = steps, batch_size, lr
+        self.done = 0  # steps
+        self._parts: dict[str, Any] = {}  # what has a state while it runs
+        self._restored: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far it is, and what it needs to go on."""
+        return {"done": self.done, **{name: part.state_dict() for name, part in self._parts.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there when training starts."""
+        self._restored = dict(state_dict)
+        self.done = self._restored.pop("done")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Align.
@@ -63,7 +75,7 @@ class TitleAlignment(Callback):
             UserError: the encoder has no Connector, or the data set has no titles.
         """
         module: CIRModule = pl_module  # type: ignore[assignment]
-        if not self.steps or trainer.global_step or module.init_from:
+        if self.done >= self.steps or trainer.global_step or module.init_from:
             return
         if not isinstance(module.encoder, IntentEncoder):
             raise UserError(
@@ -81,22 +93,27 @@ class TitleAlignment(Callback):
         from tqdm import tqdm
 
         encoder: IntentEncoder = module.encoder  # type: ignore[assignment]
-        scale = nn.Parameter(torch.tensor(math.log(20.0), device=module.device))
-        optimizer = torch.optim.AdamW([*encoder.connector.parameters(), scale], lr=self.lr, weight_decay=0.05)
+        scale = nn.ParameterDict({"log": torch.tensor(math.log(20.0), device=module.device)})
+        optimizer = torch.optim.AdamW([*encoder.connector.parameters(), *scale.parameters()], lr=self.lr, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
-        draw = torch.Generator().manual_seed(module.data.seed)
-        with tqdm(total=self.steps, desc="Aligning", unit="step", disable=not trainer.is_global_zero) as bar:
-            for step in range(self.steps):
+        self._parts = {"scale": scale, "optimizer": optimizer, "schedule": schedule}
+        for name, state in self._restored.items():
+            self._parts[name].load_state_dict(state)
+        with tqdm(total=self.steps, initial=self.done, desc="Aligning", unit="step", disable=not trainer.is_global_zero) as bar:
+            while self.done < self.steps:
+                draw = torch.Generator().manual_seed(module.data.seed * self.steps + self.done)
                 chosen = pictures[torch.randperm(len(pictures), generator=draw)[: self.batch_size]]
-                loss, found = self._loss(module, chosen, scale)
+                loss, found = self._loss(module, chosen, scale["log"].exp())
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()
-                bar.update()
-                if step % 20 == 0 or step == self.steps - 1:
+                if self.done % 20 == 0 or self.done == self.steps - 1:
                     bar.set_postfix(loss=f"{loss.item():.2f}", own_title=f"{found.item():.0%}")
-                    self._log(trainer, step, {"align/loss": loss.item(), "align/own_title": found.item()})
+                    self._log(trainer, self.done, {"align/loss": loss.item(), "align/own_title": found.item()})
+                self.done += 1
+                bar.update()
+        self._parts = {}
         for parameter in encoder.connector.parameters():
             parameter.grad = None
             parameter.data = trainer.strategy.broadcast(parameter.data)  # dropout may have drawn differently elsewhere
@@ -106,7 +123,7 @@ class TitleAlignment(Callback):
         records = [module.data.pictures[i] for i in chosen.tolist()]
         words, mask = encoder.title_words([record.title for record in records])
         image = encoder.connector(encoder.standardise(module.features_of(chosen)))
-        score = late_interaction(image, words, mask) * scale.exp()
+        score = late_interaction(image, words, mask) * scale
         content = module.data.content_ids[chosen].to(score.device)
         own = torch.arange(len(records), device=score.device)
         same = (content[:, None] == content) & (own[:, None] != own)

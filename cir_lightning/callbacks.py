@@ -66,8 +66,8 @@ class LastCheckpoint(ModelCheckpoint):
         """Keep what there is."""
         if not isinstance(exception, KeyboardInterrupt) or trainer.state.fn != "fit":
             return
-        if not trainer.global_step:
-            print("\nstopped before the first training step: there is nothing to go on with")
+        if not trainer.optimizers:
+            print("\nstopped before training: there is nothing to go on with")
             return
         path = f"{self.dirpath}/last.ckpt"
         trainer.save_checkpoint(path)

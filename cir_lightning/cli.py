@@ -11,6 +11,7 @@ COMMANDS = {
     "validate": "score on the val split:   cir validate --ckpt_path runs/emoji",
     "test": "score on the test split:  cir test --ckpt_path runs/emoji",
     "predict": "write ranked lists:       cir predict --ckpt_path runs/emoji",
+    "data": "get a benchmark:          cir data download fashioniq",
 }
 USAGE_ERROR, STOPPED = 2, 130
 
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: without the program's name; by default those of the process.
 
     Returns:
-        The exit code: 0, 2 for a mistake of the user (one sentence on stderr), 1 or 130 when stopped by Ctrl-C.
+        The exit code: 0, 2 for a mistake of the user (one sentence on stderr), 1 or 130 when stopped by Ctrl-C, 1 if data are incomplete.
     """
     argv = sys.argv[1:] if arguments is None else arguments
     if not argv or argv[0] in {"-h", "--help"}:
@@ -61,10 +62,15 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads otherwise spin: 10 to 50 times slower beside a busy process
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from cir_lightning.lightning_cli import run
     from data_modules.errors import UserError
 
     try:
+        if argv[0] == "data":
+            from cir_lightning.data_cli import run as run_data
+
+            return run_data(argv[1:])
+        from cir_lightning.lightning_cli import run
+
         run(argv)
     except UserError as error:
         return _fail(str(error))

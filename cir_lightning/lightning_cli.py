@@ -118,16 +118,15 @@ def _checkpoint_file(value: str) -> str:
 class EmbedConfig(SaveConfigCallback):
     """Writes the config into the run folder and into every checkpoint."""
 
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
-        """``config.yaml`` in the run folder."""
-        if stage == "fit":
-            text = self.parser.dump(self.config, skip_unset=False)
-            replace_file(Path(trainer.default_root_dir) / "config.yaml", lambda part: part.write_text(text, encoding="utf-8"))
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
+        """Give the module the config for its checkpoints, so that ``cir test --ckpt_path X`` needs nothing else."""
+        self.text = pl_module.run_config = self.parser.dump(self.config, skip_unset=False)
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the module the same text for its checkpoints, so that ``cir test --ckpt_path X`` needs nothing else."""
-        pl_module.run_config = self.parser.dump(self.config, skip_unset=False)
-        super().setup(trainer, pl_module, stage)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002 - Lightning's signature
+        """``config.yaml`` in the run folder, once nothing refuses the run any more."""
+        if trainer.is_global_zero:
+            path = Path(trainer.default_root_dir) / "config.yaml"
+            replace_file(path, lambda part: part.write_text(self.text, encoding="utf-8"))
 
 
 class CIRCLI(LightningCLI):
@@ -188,7 +187,6 @@ def run(argv: list[str]) -> None:
             CIRDataModule,
             subclass_mode_data=True,
             save_config_callback=EmbedConfig,
-            save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,
             parser_class=Parser,
             trainer_defaults={"use_distributed_sampler": False, "enable_model_summary": False},

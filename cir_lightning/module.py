@@ -14,8 +14,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from cir_lightning.cache import FeatureCache
 from cir_lightning.checkpoint import CONFIG_KEY, load_trained, trained_state
+from cir_lightning.retrieval.figures import averages, score
 from cir_lightning.retrieval.metrics import EmbeddingTable
-from cir_lightning.retrieval.ranking import Ranking, averages, rank, recalls
+from cir_lightning.retrieval.ranking import Ranking, rank_all
 from cir_lightning.weights import find_weights, read_weights
 from data_modules.collate import PictureBatch, QueryBatch, TripletBatch
 from data_modules.errors import UserError
@@ -191,19 +192,16 @@ class CIRModule(LightningModule):
     def _finish_evaluation(self, split: Split) -> None:
         """Rank every evaluation set of the split; the same on every process, because the tables are."""
         pictures, queries = (table.compute() for table in self.tables)
-        picture_row = {name: row for row, name in enumerate(self.data.gallery_pictures(split))}
-        query_row = self.data.distinct_queries(split)
-        self.rankings = {}
-        for evaluation in self.data.evaluation_sets(split):
-            asked = queries[[query_row[query.reference, query.caption] for query in evaluation.queries]]
-            gallery = pictures[[picture_row[name] for name in evaluation.gallery]]
-            self.rankings[evaluation.name] = (evaluation, rank(asked, gallery, evaluation, top=self.top))
+        sets, place = self.data.evaluation_sets(split), self.data.distinct_queries(split)
+        rows = [torch.tensor([place[query.reference, query.caption] for query in evaluation.queries]) for evaluation in sets]
+        rankings = rank_all(queries, pictures, sets, rows=rows, names=self.data.gallery_pictures(split), top=self.top)
+        self.rankings = {evaluation.name: (evaluation, ranking) for evaluation, ranking in zip(sets, rankings, strict=True)}
 
     def _log_figures(self, split: Split) -> None:
         """Log every figure; the headline is on the progress bar."""
-        figures = {evaluation: recalls(ranking, evaluation) for evaluation, ranking in self.rankings.values()}
-        named = {evaluation.name: values for evaluation, values in figures.items()} | averages(figures)
-        flat = {f"{self.data.scored(split)}/{name}/{key}": value for name, values in named.items() for key, value in values.items()}
+        scored = [(evaluation, score(ranking, evaluation)) for evaluation, ranking in self.rankings.values()]
+        named = {evaluation.name: figures for evaluation, figures in scored} | averages(scored)
+        flat = {f"{self.data.scored(split)}/{name}/{key}": value for name, figures in named.items() for key, value in figures.items()}
         if split == "val" and self.monitor not in flat:
             raise UserError(f"model.monitor={self.monitor!r} is no figure of this benchmark; choose one of {', '.join(sorted(flat))}")
         self.log_dict(flat, rank_zero_only=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +15,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from cir_lightning import __version__
 from cir_lightning.pictures import result_grid, spread
-from cir_lightning.retrieval import report
-from cir_lightning.retrieval.ranking import Ranking, rank, recalls
+from cir_lightning.retrieval import report, submission
+from cir_lightning.retrieval.figures import score
+from cir_lightning.retrieval.ranking import Ranking, rank
+from cir_lightning.retrieval.tables import to_text
 from cir_lightning.storage import replace_file
 from cir_lightning.yardsticks import Yardsticks
 from data_modules.errors import UserError
@@ -33,15 +36,26 @@ ROWS = 8  # queries per picture grid
 
 def make_row(method: str, evaluation: EvaluationSet, ranking: Ranking) -> report.Row:
     """The figures of one method under one protocol."""
+    own_galleries = [len(query.members) for query in evaluation.queries if evaluation.members_only]
     return report.Row(
         method=method,
         group=evaluation.name,
-        figures=recalls(ranking, evaluation),
+        figures=score(ranking, evaluation),
         queries=len(evaluation.queries),
-        gallery=len(evaluation.gallery),
+        gallery=max(own_galleries, default=len(evaluation.gallery)),
         unreachable=ranking.unreachable,
         fingerprint=evaluation.fingerprint,
+        protocol=evaluation.protocol,
+        average=evaluation.average,
+        skipped_queries=evaluation.skipped_queries,
+        skipped_pictures=evaluation.skipped_pictures,
     )
+
+
+def published_rows(own: report.Row, evaluation: EvaluationSet) -> list[report.Row]:
+    """What papers report under the same protocol, beside a row of our own; none if pictures are missing, as the papers had them all."""
+    papers = () if own.incomplete else evaluation.published
+    return [replace(own, method=f"{paper.method} (published)", figures=dict(paper.figures), source=paper.source) for paper in papers]
 
 
 def sibling_rows(folder: Path, label: str, fingerprints: set[str]) -> tuple[report.Row, ...]:
@@ -90,7 +104,7 @@ class ResultsTable(Callback):
         if trainer.is_global_zero and module.rankings:
             rows = self._rows(module, self.folder / "val")
             table = self._report(module, "val", f"step {module.ranked_at}", rows, self._notes(module, rows))
-            print("\n" + report.to_text(table))
+            print("\n" + to_text(table))
             print(f"trained: {self.folder}; score it on the test split with cir test --ckpt_path {self.folder}")
 
     def _write(self, trainer: Trainer, module: CIRModule, split: Split) -> None:
@@ -100,7 +114,7 @@ class ResultsTable(Callback):
         rows = self._rows(module, folder)
         table = self._report(module, split, self.checkpoint or "none (untrained)", rows, self._notes(module, rows))
         files = report.write(table, folder)
-        print("\n" + report.to_text(table))
+        print("\n" + to_text(table))
         print("results: " + ", ".join(str(path) for path in files.values()))
 
     @staticmethod
@@ -124,19 +138,22 @@ class ResultsTable(Callback):
         for evaluation, ranking in module.rankings.values():
             for name, queries, gallery in yardsticks.rank_vectors(evaluation):
                 rows.append(make_row(name, evaluation, rank(queries, gallery, evaluation, top=1)))
-            rows += [row for row in combiner if row.group == evaluation.name]
-            rows.append(make_row(module.encoder.label, evaluation, ranking))
-        return tuple(rows)
+            own = make_row(module.encoder.label, evaluation, ranking)
+            rows += [*published_rows(own, evaluation), *(row for row in combiner if row.group == evaluation.name), own]
+        return (*rows, *report.averages(rows))
 
     @staticmethod
     def _notes(module: CIRModule, rows: tuple[report.Row, ...]) -> tuple[str, ...]:
-        if any(row.method == COMBINER for row in rows):
-            return ()
-        recipe = type(module.data).__name__.removesuffix("CIR").lower()
-        return (
-            f"no row for the {COMBINER}: no run of it on these queries lies beside this one; make it with cir fit --config "
-            f"{recipe}.yaml --config combiner.yaml and cir test --ckpt_path its folder",
-        )
+        notes = []
+        if incomplete := dict.fromkeys(row.group for row in rows if row.incomplete):
+            notes.append(f"pictures of {', '.join(incomplete)} are missing, so no published figures can stand beside these")
+        if all(row.method != COMBINER for row in rows):
+            recipe = type(module.data).__name__.removesuffix("CIR").lower()
+            notes.append(
+                f"no row for the {COMBINER}: no run of it on these queries lies beside this one; make it with cir fit --config "
+                f"{recipe}.yaml --config combiner.yaml and cir test --ckpt_path its folder"
+            )
+        return tuple(notes)
 
 
 class ResultPictures(Callback):
@@ -173,22 +190,35 @@ class ResultPictures(Callback):
 
 
 class Predictions(Callback):
-    """Ranked lists of ``cir predict`` as JSON lines: query id, group, names best first, scores.
+    """Ranked lists of ``cir predict`` as JSON lines: query id, group, names best first, scores; and the files for test servers, checked.
 
     Args:
-        folder: the run folder; the file is ``<folder>/predictions.jsonl``.
+        folder: the run folder; the lists are ``<folder>/predictions.jsonl``.
     """
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "predictions.jsonl"
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
+        """Refuse what the test servers will not take, before anything is encoded."""
+        module: CIRModule = pl_module  # type: ignore[assignment]
+        for evaluation in module.data.benchmark.hidden:
+            if evaluation.submission:
+                submission.require_possible(evaluation, module.top)
+
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file."""
+        """Write the files."""
         if not trainer.is_global_zero:
             return
         rankings: dict[str, tuple[EvaluationSet, Ranking]] = pl_module.rankings  # type: ignore[assignment]
         replace_file(self.file, lambda part: part.write_text("".join(_lines(rankings)), encoding="utf-8"))
         print(f"predictions: {self.file}")
+        for evaluation, ranking in rankings.values():
+            if evaluation.submission:
+                path = submission.write(ranking, evaluation, self.file.parent)
+                submission.check(path, evaluation)
+                short = f"; {evaluation.skipped_pictures:,} gallery pictures are missing" if evaluation.skipped_pictures else ""
+                print(f"{path}: ready for the test server ({len(evaluation.queries):,} queries, {path.stat().st_size:,} bytes{short})")
 
 
 def _lines(rankings: dict[str, tuple[EvaluationSet, Ranking]]) -> list[str]:

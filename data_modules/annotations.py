@@ -6,13 +6,13 @@ import json
 import os
 from collections import Counter
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -38,6 +38,20 @@ def find_file(root: Path, candidates: Sequence[str], benchmark: str) -> Path:
     )
 
 
+def read_text(path: Path) -> str:
+    """The content of a text file.
+
+    Raises:
+        UserError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: byte {error.start} is not UTF-8; get the file again, or save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
@@ -45,15 +59,11 @@ def read_json(path: Path) -> Any:
         UserError: it cannot be read, is not UTF-8, or is broken; the line and column are named.
     """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}, line {error.lineno}, column {error.colno}: broken JSON ({error.msg}); get the file again, or mend it there"
         ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not UTF-8; get the file again, or save it as UTF-8") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
 
 
 def read_records(path: Path, fields: Mapping[str, type | tuple[type, ...]], what: str) -> list[dict[str, Any]]:
@@ -78,19 +88,17 @@ def read_records(path: Path, fields: Mapping[str, type | tuple[type, ...]], what
         for field, kind in fields.items():
             if not isinstance(record.get(field), kind):
                 has = f"{field}={record[field]!r:.60}" if field in record else f"no {field!r} (it has {', '.join(sorted(record))})"
-                raise UserError(
-                    f"{path}, record {number}: {has}, which {what} do not have; is it the file of another benchmark or version?"
-                )
+                raise UserError(f"{path}, record {number}: {has}, unlike {what}; is it the file of another benchmark or version?")
     return records
 
 
 def read_names(path: Path, what: str) -> list[str]:
-    """A JSON list of distinct picture names.
+    """Distinct picture names: a JSON list, or the lines of a file ``.txt``.
 
     Raises:
         UserError: it is another kind of file, or a name comes twice.
     """
-    names = read_json(path)
+    names = read_text(path).split() if path.suffix == ".txt" else read_json(path)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: not a JSON list of names, as {what} is; is it the file of another benchmark?")
     if len(set(names)) < len(names):
@@ -115,35 +123,37 @@ class PictureFolder:
         """The first of the folders that exists; the official one if none does."""
         return next((self.root / name for name in self.folders if (self.root / name).is_dir()), self.root / self.folders[0])
 
-    def path(self, name: str, inside: str = "") -> Path:
+    def path(self, name: str, *inside: str) -> Path:
         """File of a picture; if there is none, where it should be.
 
         Args:
             name: of the file, with or without suffix.
-            inside: folder below the pictures' folder.
+            inside: folders below the pictures' folder that it may lie in, the official one first; by default that folder itself.
 
         Raises:
             UserError: the file is a symbolic link that leads out of the pictures' folder.
         """
-        folder = self.folder / inside if inside else self.folder
-        files = self._files(folder)
-        for suffix in ("", *SUFFIXES):
-            if (file := name + suffix) in files:
-                if files[file]:
-                    _refuse_escape(folder / file, self.folder)
-                return folder / file
-        return folder / (name if Path(name).suffix.lower() in SUFFIXES else name + SUFFIXES[0])
+        places = [self._list(place) for place in inside or ("",)]
+        for folder, files in places:
+            for suffix in ("", *SUFFIXES):
+                if (file := name + suffix) in files:
+                    path = folder / file
+                    if files[file]:
+                        _refuse_escape(path, self.folder)
+                    return path
+        return places[0][0] / (name if name.lower().endswith(SUFFIXES) else name + SUFFIXES[0])
 
     @cached_property
-    def _listed(self) -> dict[Path, dict[str, bool]]:
+    def _listed(self) -> dict[str, tuple[Path, dict[str, bool]]]:
         return {}
 
-    def _files(self, folder: Path) -> dict[str, bool]:
-        """Name of each file -> whether it is a symbolic link."""
-        if folder not in self._listed:
+    def _list(self, place: str) -> tuple[Path, dict[str, bool]]:
+        """A folder below the pictures' folder, and the name of each of its files -> whether it is a symbolic link."""
+        if place not in self._listed:
+            folder = self.folder / place
             entries = os.scandir(folder) if folder.is_dir() else ()
-            self._listed[folder] = {entry.name: entry.is_symlink() for entry in entries}
-        return self._listed[folder]
+            self._listed[place] = folder, {entry.name: entry.is_symlink() for entry in entries}
+        return self._listed[place]
 
 
 def _refuse_escape(path: Path, folder: Path) -> None:

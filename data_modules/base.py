@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -16,7 +18,7 @@ from data_modules.samplers import GroupedBatchSampler, ShardedBatchSampler
 from data_modules.validation import validate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from data_modules.collate import PictureBatch, QueryBatch, TripletBatch
@@ -95,20 +97,24 @@ class CIRDataModule(LightningDataModule, ABC):
         """
         return {}
 
-    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning's signature; all stages need the same records
-        """Read and check the records, once.
+    def setup(self, stage: str | None = None) -> None:
+        """Read and check the records, once; refuse what cannot train before anything is computed or written.
 
         Raises:
-            UserError: see :meth:`read` and :func:`data_modules.validation.validate`.
+            UserError: see :meth:`read` and :func:`data_modules.validation.validate`; the batches would have no in-batch negatives; there
+                are too few triplets for one batch.
         """
         if self._benchmark is None:
-            benchmark = self.read()
-            validate(benchmark, self.max_caption_words)
+            with _without_collector():
+                benchmark = self.read()
+                validate(benchmark, self.max_caption_words)
             if self.missing == "skip":
                 benchmark = leave_out(benchmark, find_missing(benchmark.pictures, self.root))
             self.picture_index = {picture.name: at for at, picture in enumerate(benchmark.pictures)}
             self.content_ids = torch.tensor([content_id(picture.content) for picture in benchmark.pictures])
             self._benchmark = benchmark
+        if stage == "fit":
+            self._training_sampler()
 
     @property
     def benchmark(self) -> Benchmark:
@@ -170,20 +176,19 @@ class CIRDataModule(LightningDataModule, ABC):
         refuse_missing((self.pictures[at] for at in positions), type(self).__name__.removesuffix("CIR").lower(), self.root)
 
     def train_dataloader(self) -> DataLoader[TripletBatch]:
-        """Batches of triplets.
+        """Batches of triplets."""
+        sampler = self._training_sampler()
+        if self.trainer:  # a resumed Lightning goes on counting in the middle of an epoch, but would begin its data anew
+            progress = self.trainer.fit_loop.epoch_loop.batch_progress
+            sampler.seen = lambda: progress.current.completed
+        return self._loader(len(self.triplets), sampler, TripletCollate(self.triplets, self.picture_index, self.content_ids))
 
-        Raises:
-            UserError: the batches would have no in-batch negatives, or there are too few triplets for one batch.
-        """
+    def _training_sampler(self) -> GroupedBatchSampler:
         rank, world = self._place()
         if self.batch_size * world == 1:
             raise UserError("data.batch_size is 1 on one process: the loss needs in-batch negatives; set --data.batch_size 2 or more")
         groups = [triplet.group for triplet in self.triplets]
-        sampler = GroupedBatchSampler(groups, self.batch_size, same_group=self.same_group, seed=self.seed, rank=rank, world=world)
-        if self.trainer:  # a resumed Lightning goes on counting in the middle of an epoch, but would begin its data anew
-            progress = self.trainer.fit_loop.epoch_loop.batch_progress
-            sampler.seen = lambda: progress.current.completed
-        return self._loader(len(groups), sampler, TripletCollate(self.triplets, self.picture_index, self.content_ids))
+        return GroupedBatchSampler(groups, self.batch_size, same_group=self.same_group, seed=self.seed, rank=rank, world=world)
 
     def val_dataloader(self) -> list[DataLoader[PictureBatch | QueryBatch]]:
         """Two loaders, one after the other: the gallery's pictures, the queries."""
@@ -235,6 +240,18 @@ class _Items(Dataset[Any]):
 
     def __getitem__(self, item: Any) -> Any:
         return item
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keep Python's garbage collector from walking over all of torch again and again while 100,000 records are made."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 def require(fine: bool, key: str, value: object, wanted: str) -> None:  # noqa: FBT001 - reads as a sentence

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import struct
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -11,13 +10,12 @@ import torch
 from PIL import Image, ImageOps
 
 from data_modules.errors import UserError
+from data_modules.picture_files import open_picture
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
-
-MAX_PIXELS = 100_000_000  # 300 MB as RGB; small files can claim far more ("decompression bombs")
 
 
 def load_image(path: Path) -> Image.Image:
@@ -30,34 +28,10 @@ def load_image(path: Path) -> Image.Image:
         The picture in mode RGB.
 
     Raises:
-        UserError: the file is missing, is not a picture, is damaged, has more than ``MAX_PIXELS`` pixels, or has 32 bits per pixel
-            without colours, of which nobody knows what is black and what is white.
+        UserError: see :func:`data_modules.picture_files.open_picture`.
     """
-    try:
-        with Image.open(path) as image:
-            _check(image, path)
-            return _on_white(ImageOps.exif_transpose(image))
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise UserError(f"no picture file {path}; put it there, or check the folder that the data set's pictures are in") from error
-    except Image.DecompressionBombError as error:
-        raise UserError(_too_large(path, "an extreme number of pixels")) from error
-    except (OSError, SyntaxError, EOFError, ValueError, struct.error) as error:  # what Pillow's readers raise on damaged files
-        raise UserError(f"cannot read picture {path} ({error}); replace the file, or download it again if it is cut off") from error
-
-
-def _check(image: Image.Image, path: Path) -> None:
-    """Refuse by what the file's header says, before its pixels are read."""
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise UserError(_too_large(path, f"{width} x {height} pixels"))
-    if image.mode in ("I", "F"):
-        raise UserError(f"cannot read picture {path} (32 bits per pixel, mode {image.mode}); save it with 8 bits per colour")
-
-
-def _too_large(path: Path, size: str) -> str:
-    return f"picture {path} has {size}, the limit is {MAX_PIXELS // 1_000_000} million; scale it down first"
+    with open_picture(path) as image:
+        return _on_white(ImageOps.exif_transpose(image))
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -71,13 +45,26 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def cut(image: Image.Image, box: tuple[int, int, int, int] | None) -> Image.Image:
-    """The part of a picture in the box (left, top, right, bottom, pixels), white where it reaches beyond the edges."""
+    """The part of a picture in a box, as far as the picture goes, made a square by black edges; without a box, the picture.
+
+    Args:
+        image: mode RGB.
+        box: left, top, right, bottom, pixels.
+
+    Raises:
+        UserError: the box is not in the picture.
+
+    Source: GeneCIS (Vaze et al., CVPR 2023), ``datasets/vaw_dataset.py``.
+    """
     if box is None:
         return image
-    left, top, right, bottom = box
-    part = Image.new("RGB", (right - left, bottom - top), "white")
-    part.paste(image, (-left, -top))
-    return part
+    left, top, right, bottom = max(0, box[0]), max(0, box[1]), min(image.width, box[2]), min(image.height, box[3])
+    if left >= right or top >= bottom:
+        raise UserError(f"box {box} is not in its picture of {image.width} x {image.height} pixels; use the picture that the box is of")
+    side = max(right - left, bottom - top)
+    square = Image.new("RGB", (side, side), "black")
+    square.paste(image.crop((left, top, right, bottom)), ((side - right + left) // 2, (side - bottom + top) // 2))
+    return square
 
 
 def _letterbox(image: Image.Image, size: int) -> Image.Image:

@@ -76,7 +76,7 @@ def leave_out(benchmark: Benchmark, missing: set[str]) -> Benchmark:
         benchmark,
         pictures=tuple(picture for picture in benchmark.pictures if picture.name not in missing),
         triplets=triplets,
-        skipped_triplets=len(benchmark.triplets) - len(triplets),
+        skipped_triplets=benchmark.skipped_triplets + len(benchmark.triplets) - len(triplets),
         val=tuple(_without(evaluation, missing) for evaluation in benchmark.val),
         test=tuple(_without(evaluation, missing) for evaluation in benchmark.test),
         hidden=tuple(_without(evaluation, missing) for evaluation in benchmark.hidden),

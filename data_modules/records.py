@@ -24,8 +24,8 @@ class Picture:
         path: the picture file.
         content: a value that is equal for pictures with the same pixels; the in-batch loss masks such false negatives.
         title: what the picture shows in words ("woman firefighter dark skin"), where the data set knows it; empty otherwise.
-        box: the part of the file that is the picture: left, top, right, bottom in pixels of the upright file, which may reach beyond its
-            edges (white there); None for the whole file.
+        box: the part of the file that is the picture: left, top, right, bottom in pixels of the upright file, cut off at its edges and
+            then made a square (:func:`data_modules.images.cut`); None for the whole file.
     """
 
     name: str

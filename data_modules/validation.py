@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from data_modules.records import Benchmark, EvaluationSet, Query
 
@@ -26,14 +26,14 @@ def validate(benchmark: Benchmark, max_caption_words: int) -> None:
         UserError: a picture name or query id is not unique, a record names a picture that is not there, a caption is empty or too long,
             an evaluation set is empty, or a query's targets and members do not fit its gallery.
     """
-    _refuse_duplicates((picture.name for picture in benchmark.pictures), "picture name")
+    _refuse_duplicates([picture.name for picture in benchmark.pictures], "picture name")
     known = {picture.name for picture in benchmark.pictures}
     for number, triplet in enumerate(benchmark.triplets):
         _check_caption(triplet.caption, f"training triplet {number} ({triplet.reference!r} to {triplet.target!r})", max_caption_words)
         _refuse_unknown((triplet.reference, triplet.target), known, f"training triplet {number}")
     _refuse_unknown(benchmark.unpaired, known, "the list of unpaired pictures")
     for split, sets in (("val", benchmark.val), ("test", benchmark.test), ("hidden", benchmark.hidden)):
-        _refuse_duplicates((evaluation.name for evaluation in sets), f"name of an evaluation set of {split}")
+        _refuse_duplicates([evaluation.name for evaluation in sets], f"name of an evaluation set of {split}")
         for evaluation in sets:
             _check_evaluation_set(evaluation, f"{split}/{evaluation.name}", known, max_caption_words, hidden=split == "hidden")
 
@@ -41,7 +41,7 @@ def validate(benchmark: Benchmark, max_caption_words: int) -> None:
 def _check_evaluation_set(evaluation: EvaluationSet, where: str, known: set[str], max_caption_words: int, *, hidden: bool) -> None:
     if not evaluation.queries:
         raise UserError(f"evaluation set {where} has no queries; leave it out, or check the annotation file that it comes from")
-    _refuse_duplicates((query.id for query in evaluation.queries), f"query id of {where}")
+    _refuse_duplicates([query.id for query in evaluation.queries], f"query id of {where}")
     _refuse_duplicates(evaluation.gallery, f"gallery picture of {where}")
     _refuse_unknown(evaluation.gallery, known, f"the gallery of {where}")
     gallery = set(evaluation.gallery)
@@ -88,6 +88,7 @@ def _refuse_unknown(names: Iterable[str], known: set[str], where: str) -> None:
         )
 
 
-def _refuse_duplicates(values: Iterable[str], what: str) -> None:
-    if repeated := [value for value, count in Counter(values).items() if count > 1]:
+def _refuse_duplicates(values: Sequence[str], what: str) -> None:
+    if len(set(values)) < len(values):
+        repeated = [value for value, count in Counter(values).items() if count > 1]
         raise UserError(f"{what} {repeated[0]!r} is not unique ({len(repeated)} such values); each may come once")

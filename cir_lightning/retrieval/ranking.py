@@ -1,27 +1,32 @@
 """Embeddings become ranks once: the pure ranking engine that every figure, report and submission reads.
 
-Shapes: Nq queries, G gallery pictures, E embedding width, T most right answers of a query, M most subset members of a query, c queries of
-a chunk, n pictures of a ranked list. Column G of every score matrix stands for "not in the gallery" and always scores ``-inf``.
+Shapes: Nq queries, S queries of a table, P pictures of a table, E embedding width, U pictures in any of the galleries of some sets, G
+pictures in the gallery of one set, T most right answers of a query (at least 1), M most members of a query, c queries of a chunk, n
+pictures of a ranked list. Column U of every score matrix stands for "not in the gallery" and always scores ``-inf``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
 
+from cir_lightning.retrieval.protocol import lay_out, view
+from cir_lightning.retrieval.scores import best, count_at_least, inner_products, sort_columns
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from torch import Tensor
 
-    from data_modules.records import EvaluationSet, Query
+    from cir_lightning.retrieval.protocol import Columns, Parts, View
+    from data_modules.records import EvaluationSet
 
-_BLOCK = 8192  # gallery rows that are held in float64 at a time
+MEMORY = 2**28  # bytes
+BYTES = 12  # that a query takes per picture: its score in float32, a copy of it to count in, and less than another one
+CHUNK = 512  # queries at a time where memory allows more; the processor's caches like it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,185 +35,174 @@ class Ranking:
 
     Attributes:
         ranks: (Nq,) int64, 1-based rank of the best right answer; G + 1 if no right answer can be reached.
+        answer_ranks: (Nq, T) int64, 1-based rank of each right answer among all pictures, in the order of ``query.targets``; G + 1 for
+            one that cannot be reached, and beyond the last one.
         subset_ranks: (Nq,) int64, 1-based rank of the first right answer among the query's members; None without a subset metric.
-        top: (Nq, n) int64, gallery indices, best first; equal scores by gallery index; a removed reference never appears.
+        top: (Nq, n) int64, gallery indices, best first; equal scores by place in the table; a removed reference never appears.
         scores: (Nq, n) float32, their scores.
-        unreachable: how many queries have no right answer in the gallery (once the reference is removed, where the protocol does so).
+        unreachable: how many queries have targets of which none can be reached: not in the gallery, or the removed reference.
     """
 
     ranks: Tensor
+    answer_ranks: Tensor
     subset_ranks: Tensor | None
     top: Tensor
     scores: Tensor
     unreachable: int
 
 
-@torch.no_grad()
-def rank(queries: Tensor, gallery: Tensor, evaluation: EvaluationSet, *, top: int = 50, chunk: int = 512) -> Ranking:
-    """Rank the gallery for every query under the protocol of an evaluation set.
-
-    Ties count against the model: every wrong picture that scores at least as much as the best right answer ranks before it. Other right
-    answers never do. Scores are float32, rounded from float64 products: unlike float32 products, these give equal vectors equal scores
-    wherever they lie in the matrix, and neither autocast nor ``torch.set_float32_matmul_precision`` coarsens them.
+def rank(queries: Tensor, gallery: Tensor, evaluation: EvaluationSet, *, top: int = 50, memory: int = MEMORY) -> Ranking:
+    """Rank the gallery for every query under the protocol of an evaluation set: :func:`rank_all` of one set with tables of its own.
 
     Args:
         queries: (Nq, E) float of any precision; row i is ``evaluation.queries[i]``.
         gallery: (G, E) float of any precision; row i is ``evaluation.gallery[i]``.
         evaluation: queries, gallery and protocol.
-        top: length of the ranked lists; n = min(top, G, or G - 1 where the reference is removed).
-        chunk: queries that are scored at a time; it bounds the memory (10 to 30 bytes * chunk * G) and does not change the result.
+        top: length of the ranked lists; n = min(top, pictures to rank for the query that has the fewest).
+        memory: see :func:`rank_all`.
 
     Raises:
         ValueError: the vectors do not belong to this evaluation set: other counts.
-        UserError: there are no queries; a vector is not finite; a K exceeds the number of candidates; the subset members are incomplete.
+        UserError: see :func:`rank_all`.
 
     Example:
         >>> from data_modules.records import EvaluationSet, Query
         >>> evaluation = EvaluationSet("toy", (Query("q", "a", "but blue", ("c",)),), ("a", "b", "c"), recall_at=(1, 2))
         >>> ranking = rank(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8]]), evaluation)
-        >>> ranking.ranks.tolist(), ranking.top.tolist(), recalls(ranking, evaluation)
-        ([2], [[1, 2]], {'R@1': 0.0, 'R@2': 100.0})
-
-    Source:
-        Recall@K and Recall_subset@K: Liu et al., "Image Retrieval on Real-life Images with Pre-trained Vision-and-Language Models"
-        (CIRR), ICCV 2021, section 5.
+        >>> ranking.ranks.tolist(), ranking.top.tolist()
+        ([2], [[1, 2]])
     """
-    _check(queries, gallery, evaluation)
-    size = len(evaluation.gallery)
-    position = {name: index for index, name in enumerate(evaluation.gallery)}
-    references = _columns([[query.reference] if evaluation.remove_reference else [] for query in evaluation.queries], position)
-    right = _columns([query.targets for query in evaluation.queries], position)
-    members = _columns(_rivals(evaluation, position), position)
-    device = torch.device("cpu") if queries.device.type == "mps" else queries.device  # MPS has no float64
-
-    chunks = []
-    for start in range(0, len(queries), chunk):
-        part = slice(start, start + chunk)
-        scores = _score(queries[part], gallery, device)
-        scores.scatter_(1, references[part].to(device), -torch.inf)
-        best = _best(scores[:, :size], min(top, size - evaluation.remove_reference))
-        in_gallery, in_subset = _ranks(scores, right[part].to(device), members[part].to(device))
-        chunks.append([result.cpu() for result in (in_gallery, in_subset, best, scores.gather(1, best))])
-    ranks, subset_ranks, indices, values = (torch.cat(results) for results in zip(*chunks, strict=True))
-    return Ranking(ranks, subset_ranks if members.shape[1] else None, indices, values, unreachable=int((ranks > size).sum()))
-
-
-def recalls(ranking: Ranking, evaluation: EvaluationSet) -> dict[str, float]:
-    """The figures of a ranking in percent: ``R@K``, and ``R_subset@K`` where queries have members; unreachable queries are misses."""
-    figures = {f"R@{k}": _percent(ranking.ranks, k) for k in evaluation.recall_at}
-    if ranking.subset_ranks is not None:
-        figures |= {f"R_subset@{k}": _percent(ranking.subset_ranks, k) for k in evaluation.subset_recall_at}
-    return figures
-
-
-def averages(figures: Mapping[EvaluationSet, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """The unweighted means of the figures of sets with the same ``average``, under this name; of the figures that all of them have."""
-    groups: dict[str, list[Mapping[str, float]]] = {}
-    for evaluation, values in figures.items():
-        if evaluation.average:
-            groups.setdefault(evaluation.average, []).append(values)
-    return {
-        name: {key: fmean(one[key] for one in group) for key in group[0] if all(key in one for one in group)}
-        for name, group in groups.items()
-    }
-
-
-def _percent(ranks: Tensor, k: int) -> float:
-    return 100.0 * int((ranks <= k).sum()) / len(ranks)
-
-
-def _score(queries: Tensor, gallery: Tensor, device: torch.device) -> Tensor:
-    """(c, E) and (G, E) -> (c, G + 1) float32 inner products; the last column is ``-inf``."""
-    queries = queries.to(device, torch.float64)
-    scores = torch.full((len(queries), len(gallery) + 1), -torch.inf, device=device)
-    for start in range(0, len(gallery), _BLOCK):
-        block = gallery[start : start + _BLOCK].to(device, torch.float64)
-        scores[:, start : start + len(block)] = queries @ block.T
-    return scores
-
-
-def _best(scores: Tensor, n: int) -> Tensor:
-    """(c, G) -> (c, n) columns of the highest scores, best first, equal scores by column."""
-    values, columns = scores.topk(n, dim=1)
-    tied = (scores >= values[:, -1:]).sum(dim=1) > n  # the last place is contested: topk chose arbitrarily
-    columns[tied] = scores[tied].argsort(dim=1, descending=True, stable=True)[:, :n]
-    columns = columns.sort(dim=1).values
-    order = scores.gather(1, columns).argsort(dim=1, descending=True, stable=True)
-    return columns.gather(1, order)
-
-
-def _ranks(scores: Tensor, right: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
-    """Ranks in the gallery and among the members, each (c,) int64.
-
-    An unreachable query needs no case of its own: its best right answer scores ``-inf``, all G pictures score at least that.
-
-    Args:
-        scores: (c, G + 1) float32, the reference already at ``-inf`` where it is removed.
-        right: (c, T) int64, columns of the right answers, the first one first.
-        members: (c, M) int64, columns of the members other than the reference.
-    """
-    answers = scores.gather(1, right)
-    wrong = scores.scatter(1, right, -torch.inf)
-    ahead = (wrong[:, :-1] >= answers.amax(dim=1, keepdim=True)).sum(dim=1)
-    ahead_in_subset = (wrong.gather(1, members) >= answers[:, :1]).sum(dim=1)
-    return 1 + ahead, 1 + ahead_in_subset
-
-
-def _columns(names: Sequence[Sequence[str]], position: dict[str, int]) -> Tensor:
-    """Picture names of each query as (Nq, longest) int64 columns, filled up with column G: not in the gallery."""
-    absent = len(position)
-    longest = max(len(row) for row in names)
-    return torch.tensor(
-        [[position.get(name, absent) for name in row] + [absent] * (longest - len(row)) for row in names], dtype=torch.int64
-    ).view(len(names), longest)
-
-
-def _rivals(evaluation: EvaluationSet, position: dict[str, int]) -> list[list[str]]:
-    """The members of each query without its reference: what the first right answer is ranked among."""
-    rivals = [[name for name in query.members if name != query.reference] for query in evaluation.queries]
-    if not any(rivals):
-        return rivals
-    for query, names in zip(evaluation.queries, rivals, strict=True):
-        _check_members(query, names, evaluation, position)
-    return rivals
-
-
-def _check_members(query: Query, names: list[str], evaluation: EvaluationSet, position: dict[str, int]) -> None:
-    where = f"evaluation set {evaluation.name!r}, query {query.id!r}"
-    if not names:
-        raise UserError(f"{where}: no subset members, but other queries have some; give every query its members, or none")
-    if missing := [name for name in names if name not in position]:
-        raise UserError(f"{where}: subset member {missing[0]!r} is not in the gallery; add it there or take it out of the members")
-    if query.targets[0] not in names:
-        raise UserError(f"{where}: the target {query.targets[0]!r} is not among the subset members other than the reference; add it")
-    if (k := max(evaluation.subset_recall_at, default=0)) > len(names):
-        raise UserError(f"{where}: R_subset@{k} of {len(names)} members; set subset_recall_at to {len(names)} at most")
-
-
-def _check(queries: Tensor, gallery: Tensor, evaluation: EvaluationSet) -> None:
     counts = (len(evaluation.queries), len(evaluation.gallery))
     if (len(queries), len(gallery)) != counts:
         raise ValueError(
             f"evaluation set {evaluation.name!r} has {counts[0]} queries and {counts[1]} gallery pictures; "
             f"got {len(queries)} and {len(gallery)} vectors"
         )
-    if not evaluation.queries:
-        raise UserError(f"evaluation set {evaluation.name!r} has no queries; check its annotation file and split")
-    candidates = len(evaluation.gallery) - evaluation.remove_reference
-    if (k := max(evaluation.recall_at, default=0)) > candidates:
-        without = " without the reference" if evaluation.remove_reference else ""
-        raise UserError(
-            f"evaluation set {evaluation.name!r}: R@{k} of a gallery of {candidates} pictures{without}; "
-            f"set recall_at to {candidates} at most, or enlarge the gallery"
-        )
-    _check_finite(queries, [f"query {query.id!r}" for query in evaluation.queries], evaluation.name)
-    _check_finite(gallery, [f"gallery picture {name!r}" for name in evaluation.gallery], evaluation.name)
+    rows = torch.arange(len(queries))
+    return rank_all(queries, gallery, [evaluation], rows=[rows], names=evaluation.gallery, top=top, memory=memory)[0]
 
 
-def _check_finite(vectors: Tensor, names: list[str], where: str) -> None:
-    broken = (~vectors.isfinite().all(dim=1)).nonzero().flatten().tolist()
+@torch.no_grad()
+def rank_all(
+    queries: Tensor,
+    gallery: Tensor,
+    evaluations: Sequence[EvaluationSet],
+    *,
+    rows: Sequence[Tensor],
+    names: Sequence[str],
+    top: int = 50,
+    memory: int = MEMORY,
+) -> list[Ranking]:
+    """Rank for every query of several evaluation sets. Sets with the same queries, other protocols of a benchmark, share the scores.
+
+    Ties count against the model: every wrong picture that scores at least as much as a right answer ranks before it. For ``ranks``, other
+    right answers never do; for ``answer_ranks``, those with a higher score do, and among equal ones the first listed comes last. Scores
+    are float32, rounded from float64 products: unlike float32 products, these give equal vectors equal scores wherever they lie in the
+    matrix, and neither autocast nor ``torch.set_float32_matmul_precision`` coarsens them.
+
+    Args:
+        queries: (S, E) float of any precision.
+        gallery: (P, E) float of any precision; row i is ``names[i]``.
+        evaluations: the sets.
+        rows: of each set, (Nq,) int64: rows of ``queries`` that are its queries.
+        names: picture names, without duplicates, those of all galleries among them.
+        top: length of the ranked lists; n = min(top, pictures to rank for the query that has the fewest).
+        memory: bytes that the scores of a chunk of queries may take; it does not change the result.
+
+    Returns:
+        One ranking for each set.
+
+    Raises:
+        UserError: there are no queries; a vector is not finite; members are incomplete; a K exceeds the number of pictures to rank.
+    """
+    _check_finite(gallery, "gallery picture", names)
+    place = {name: index for index, name in enumerate(names)}
+    same: dict[tuple[tuple[str, str], ...], list[int]] = {}
+    for number, evaluation in enumerate(evaluations):
+        same.setdefault(tuple((query.reference, query.caption) for query in evaluation.queries), []).append(number)
+    rankings: dict[int, Ranking] = {}
+    for numbers in same.values():
+        columns = lay_out([evaluations[number] for number in numbers], place)
+        views = [view(evaluations[number], columns, place, top) for number in numbers]
+        asked = queries[rows[numbers[0]].to(queries.device)]
+        rankings |= zip(numbers, _rank_views(asked, gallery, columns, views, memory), strict=True)
+    return [rankings[number] for number in range(len(evaluations))]
+
+
+def _rank_views(queries: Tensor, table: Tensor, columns: Columns, views: Sequence[View], memory: int) -> Iterable[Ranking]:
+    """Rank for queries (Nq, E) that all the views have."""
+    first = views[0].evaluation
+    _check_finite(queries, f"evaluation set {first.name!r}, query", [query.id for query in first.queries])
+    device = torch.device("cpu") if queries.device.type == "mps" else queries.device  # MPS has no float64
+    width = len(columns.pictures)
+    chunk = max(1, min(CHUNK, len(queries), memory // (BYTES * width)))
+    matrix = torch.full((chunk, width), -torch.inf, device=device)
+    place = columns.pictures.to(device)
+    chunks: list[list[list[Tensor]]] = [[] for _ in views]
+    for start in range(0, len(queries), chunk):
+        rows = slice(start, min(start + chunk, len(queries)))
+        scores = matrix[: rows.stop - rows.start]
+        inner_products(queries[rows], table, columns.pictures[:-1].to(table.device), out=scores[:, :-1])
+        lists = _lists(scores, place, views)
+        for one, done in zip(views, chunks, strict=True):
+            done.append([result.cpu() for result in (*_ranks(scores, rows, one), *_top(scores, rows, one, lists, place))])
+    return map(_assemble, views, chunks)
+
+
+def _lists(scores: Tensor, place: Tensor, views: Sequence[View]) -> dict[Parts, Tensor]:
+    """Columns of each gallery's best pictures, best first; one more than its longest list has, as a reference may be taken out."""
+    length = 1 + max(one.length for one in views)
+    found: dict[tuple[int, int], Tensor] = {}
+    lists = {}
+    for parts in dict.fromkeys(one.parts for one in views if not one.evaluation.members_only):
+        found |= {part: part[0] + best(scores[:, slice(*part)], length) for part in parts if part not in found}
+        lists[parts] = sort_columns(scores, torch.cat([found[part] for part in parts], dim=1), place)[:, :length]
+    return lists
+
+
+def _top(scores: Tensor, rows: slice, one: View, lists: dict[Parts, Tensor], place: Tensor) -> tuple[Tensor, Tensor]:
+    """Gallery indices and scores of the ranked lists, (c, n) each."""
+    if one.evaluation.members_only:
+        columns = sort_columns(scores, one.members[rows].to(scores.device), place)[:, : one.length]
+    else:
+        found = lists[one.parts]
+        gap = (found[:, : one.length] == one.removed[rows].to(scores.device)).cumsum(dim=1)
+        columns = found.gather(1, torch.arange(one.length, device=scores.device) + gap)
+    return one.index.to(scores.device)[columns], scores.gather(1, columns)
+
+
+def _ranks(scores: Tensor, rows: slice, one: View) -> tuple[Tensor, Tensor, Tensor]:
+    """Ranks (c,), answer ranks (c, T) and subset ranks (c,)."""
+    right, removed, members = (columns[rows].to(scores.device) for columns in (one.right, one.removed, one.members))
+    among_members = scores.gather(1, members)
+    pools = [among_members] if one.evaluation.members_only else [scores[:, slice(*part)] for part in one.parts]
+    answers = scores.gather(1, right)
+    not_wrong = scores.gather(1, torch.cat([right, removed], dim=1))
+    ahead = torch.stack(
+        [sum((count_at_least(pool, answer) for pool in pools), -count_at_least(not_wrong, answer)) for answer in answers.T[..., None]],
+        dim=1,
+    )
+    last_first = answers.flip(1).argsort(dim=1, descending=True, stable=True)  # among equal answers, the first listed comes last
+    better = last_first.argsort(dim=1).flip(1)
+    lost, out = answers == -torch.inf, len(one.evaluation.gallery) + 1
+    ranks = (1 + ahead).masked_fill(lost, out).amin(dim=1)
+    answer_ranks = (1 + ahead + better).masked_fill(lost, out)
+    subset_ranks = (1 + count_at_least(among_members, answers[:, :1])).masked_fill(lost[:, 0], out)
+    return ranks, answer_ranks, subset_ranks
+
+
+def _assemble(one: View, chunks: Sequence[Sequence[Tensor]]) -> Ranking:
+    ranks, answer_ranks, subset_ranks, top, scores = (torch.cat(results) for results in zip(*chunks, strict=True))
+    asked = torch.tensor([bool(query.targets) for query in one.evaluation.queries])
+    unreachable = int((asked & (ranks > len(one.evaluation.gallery))).sum())
+    return Ranking(ranks, answer_ranks, subset_ranks if one.has_subset else None, top, scores, unreachable)
+
+
+def _check_finite(vectors: Tensor, what: str, names: Sequence[str]) -> None:
+    fine = vectors.amax(dim=1).isfinite() & vectors.amin(dim=1).isfinite()  # makes no temporaries of the table's size
+    broken = (~fine).nonzero().flatten().tolist()
     if broken:
         raise UserError(
-            f"evaluation set {where!r}: the vector of {names[broken[0]]} has NaN or inf ({len(broken)} of {len(names)} such vectors); "
+            f"{what} {names[broken[0]]!r}: its vector has NaN or inf ({len(broken)} of {len(names)} such vectors); "
             f"train with a lower learning rate or with bf16-mixed or 32-true precision, and test an earlier checkpoint"
         )

@@ -1,24 +1,28 @@
-"""The results table: figures of several methods under several protocols, for the terminal, a paper, a spreadsheet and a program.
+"""The results of a run: figures of several methods under several protocols, for a paper, a spreadsheet and a program.
 
-Figures are in percent. Methods share a table only if they were scored on the same queries, gallery and protocol (equal fingerprints).
+Figures are in percent. They can be compared only if they are of the same queries, gallery and protocol (equal fingerprints).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd  # type: ignore[import-untyped]
 
+from cir_lightning.retrieval.tables import to_markdown
+from cir_lightning.storage import replace_file
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Sequence
 
-_NO_FIGURE = "-"
+_COUNTS = ("queries", "gallery", "unreachable", "skipped_queries", "skipped_pictures")
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,14 @@ class Row:
         group: name of the evaluation set.
         figures: metric name -> percent.
         queries: how many queries the figures are means of.
-        gallery: how many pictures the gallery has.
+        gallery: how many pictures the gallery has; the largest one where each query has its own.
         unreachable: how many queries have no right answer in their gallery; each counts as a miss.
         fingerprint: of the evaluation set; figures with different ones cannot be compared.
+        protocol: the protocol in words; empty if it is not stated.
+        average: name of the mean that this row goes into; empty if there is none.
+        source: where a published figure is printed; empty if it was measured.
+        skipped_queries: queries that were left out because pictures are missing.
+        skipped_pictures: gallery pictures that were left out because they are missing.
     """
 
     method: str
@@ -42,6 +51,21 @@ class Row:
     gallery: int
     unreachable: int
     fingerprint: str
+    protocol: str = ""
+    average: str = ""
+    source: str = ""
+    skipped_queries: int = 0
+    skipped_pictures: int = 0
+
+    @property
+    def line(self) -> tuple[str, str]:
+        """Rows with the same one are of the same method."""
+        return self.method, self.source
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether pictures are missing, so that figures of others cannot stand beside these."""
+        return self.skipped_queries + self.skipped_pictures > 0
 
 
 @dataclass(frozen=True)
@@ -69,77 +93,42 @@ class Report:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Table:
-    """Methods that can be compared: their rows, a line of cells per row below a header, and the best figure of each column."""
+def averages(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Rows of the unweighted means over all sets with the same ``average``, for every method that was scored on all of them.
 
-    rows: list[Row]
-
-    @property
-    def columns(self) -> list[str]:
-        return list(dict.fromkeys(name for row in self.rows for name in row.figures))
-
-    @property
-    def header(self) -> list[str]:
-        return ["Method", *self.columns]
-
-    @property
-    def caption(self) -> str:
-        row = self.rows[0]
-        missed = f", {row.unreachable} of them unreachable (counted as misses)" if row.unreachable else ", all reachable"
-        return f"Gallery {row.gallery:,} pictures; {row.queries:,} queries{missed}; protocol {row.fingerprint or 'not stated'}. Percent."
-
-    def cells(self, row: Row) -> list[str]:
-        return [row.method, *(f"{row.figures[name]:.1f}" if name in row.figures else _NO_FIGURE for name in self.columns)]
-
-    def best(self, name: str) -> str:
-        """The highest figure of a column as printed, so that what looks equal is marked alike; empty if there is nothing to compare."""
-        figures = [row.figures[name] for row in self.rows if name in row.figures]
-        return f"{max(figures):.1f}" if len(figures) > 1 else ""
+    Counts are sums over the sets; figures are those that the method has on every set.
+    """
+    out = []
+    for name in dict.fromkeys(row.average for row in rows if row.average):
+        parts = [row for row in rows if row.average == name]
+        sets = {(row.group, row.fingerprint) for row in parts}
+        for line in dict.fromkeys(row.line for row in parts):
+            mine = {(row.group, row.fingerprint): row for row in parts if row.line == line}
+            if len(mine) == len(sets):
+                out.append(_mean(name, list(mine.values())))
+    return tuple(out)
 
 
-def to_markdown(report: Report) -> str:
-    """One table per evaluation set, a line per method, the best figure of each column in bold."""
-    parts = [f"# {_title(report)}", _origin(report)]
-    for table in _tables(report):
-        best = ["", *(table.best(name) for name in table.columns)]
-        lines = [table.header, ["---", *("---:" for _ in table.columns)]]
-        for row in table.rows:
-            cells = [cell.replace("|", "\\|") for cell in table.cells(row)]
-            lines.append([f"**{cell}**" if cell == mark else cell for cell, mark in zip(cells, best, strict=True)])
-        grid = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        parts += [f"## {table.rows[0].group}", grid, table.caption]
-    if report.notes:
-        parts.append("\n".join(f"- {note}" for note in report.notes))
-    return "\n\n".join(parts) + "\n"
-
-
-def to_text(report: Report) -> str:
-    """The same tables for the terminal, in aligned columns."""
-    parts = [f"{_title(report)}\n{_origin(report)}"]
-    for table in _tables(report):
-        lines = [table.header, *(table.cells(row) for row in table.rows)]
-        first, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
-        grid = [
-            "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))])
-            for name, *cells in lines
-        ]
-        parts.append("\n".join([table.rows[0].group, *(f"  {line}".rstrip() for line in grid), f"  {table.caption}"]))
-    parts += [f"Note: {note}" for note in report.notes]
-    return "\n\n".join(parts) + "\n"
+def _mean(name: str, rows: list[Row]) -> Row:
+    common = [figure for figure in rows[0].figures if all(figure in row.figures for row in rows)]
+    return replace(
+        rows[0],
+        group=name,
+        average="",
+        figures={figure: fmean(row.figures[figure] for row in rows) for figure in common},
+        fingerprint=hashlib.sha256(" ".join(row.fingerprint for row in rows).encode()).hexdigest()[:16],
+        protocol="; ".join(dict.fromkeys(row.protocol for row in rows if row.protocol)),
+        **{count: sum(getattr(row, count) for row in rows) for count in _COUNTS},
+    )
 
 
 def to_frame(report: Report) -> pd.DataFrame:
-    """One row per method and evaluation set, a column per figure (NaN where a method has none), and the columns of the origin."""
+    """One row per method and evaluation set, a column per figure (NaN where a method has none), and all that a row and the report say."""
     origin = {key: value for key, value in asdict(report).items() if key not in {"rows", "notes"}}
-    records = []
-    for row in report.rows:
-        fields = asdict(row)
-        figures = fields.pop("figures")
-        records.append({"method": fields.pop("method"), "group": fields.pop("group"), **figures, **fields, **origin})
-    counts_and_origin = ["queries", "gallery", "unreachable", "fingerprint", *origin]
-    figure_names = dict.fromkeys(name for row in report.rows for name in row.figures)
-    return pd.DataFrame(records, columns=["method", "group", *figure_names, *counts_and_origin])
+    figures = dict.fromkeys(name for row in report.rows for name in row.figures)
+    facts = [field.name for field in fields(Row) if field.name not in {"method", "group", "figures"}]
+    records = [{**asdict(row), **row.figures, **origin} for row in report.rows]
+    return pd.DataFrame(records, columns=["method", "group", *figures, *facts, *origin])
 
 
 def write(report: Report, folder: Path) -> dict[str, Path]:
@@ -153,14 +142,8 @@ def write(report: Report, folder: Path) -> dict[str, Path]:
         "results.csv": to_frame(report).to_csv(index=False),
         "results.json": json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n",
     }
-    folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        temporary = folder / f".{name}.{os.getpid()}"
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_file(folder / name, partial(Path.write_text, data=text, encoding="utf-8"))
     return {name: folder / name for name in texts}
 
 
@@ -185,20 +168,3 @@ def read(path: Path) -> Report:
 
 def _row(data: dict[str, Any]) -> Row:
     return Row(**{**data, "figures": {name: float(value) for name, value in data["figures"].items()}})
-
-
-def _tables(report: Report) -> Iterator[_Table]:
-    """Rows by evaluation set in order of appearance; equal names with different fingerprints give separate tables."""
-    tables: dict[tuple[str, str], list[Row]] = {}
-    for row in report.rows:
-        tables.setdefault((row.group, row.fingerprint), []).append(row)
-    return (_Table(rows) for rows in tables.values())
-
-
-def _title(report: Report) -> str:
-    return f"{report.benchmark}, {report.split}"
-
-
-def _origin(report: Report) -> str:
-    source = f"cir-lightning {report.version}" + (f" (commit {report.commit})" if report.commit else "")
-    return f"Checkpoint: {report.checkpoint or 'none'}; {source}; seed {report.seed}."

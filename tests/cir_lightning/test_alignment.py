@@ -10,6 +10,7 @@ from fakes.tiny import TinyCIR
 
 from cir_lightning.alignment import TitleAlignment, late_interaction
 from cir_lightning.backbones.combiner import Combiner
+from cir_lightning.callbacks import LastCheckpoint
 from cir_lightning.connector import Resampler
 from data_modules.errors import UserError
 
@@ -69,6 +70,30 @@ def test_only_the_connector_is_aligned(tmp_path):
 
     fit(Snapshots(3, 8), tmp_path)
     assert before
+
+
+def test_stopped_in_the_middle_it_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    def run(root, checkpoint=None):
+        module = tiny_module(encoder=tiny_encoder(connector=Resampler(4, 64, depth=1, heads=4)))
+        callbacks = [TitleAlignment(9, 16), LastCheckpoint(root / "checkpoints")]
+        trainer = tiny_trainer(root, max_steps=1, limit_val_batches=0, callbacks=callbacks, enable_checkpointing=True)
+        trainer.fit(module, datamodule=TinyCIR(str(tmp_path)), ckpt_path=checkpoint, weights_only=True)
+        return module
+
+    def stop_at_4(callback, *arguments):
+        if callback.done == 4:
+            raise KeyboardInterrupt
+        return loss(callback, *arguments)
+
+    whole = run(tmp_path / "whole")
+    loss = TitleAlignment._loss
+    with monkeypatch.context() as patch:
+        patch.setattr(TitleAlignment, "_loss", stop_at_4)
+        with pytest.raises(SystemExit):
+            run(tmp_path / "cut")
+    resumed = run(tmp_path / "cut", tmp_path / "cut" / "checkpoints" / "last.ckpt")
+    for name, parameter in whole.encoder.named_parameters():
+        assert torch.equal(parameter, resumed.encoder.get_parameter(name)), name
 
 
 def test_0_steps_switch_it_off(tmp_path):

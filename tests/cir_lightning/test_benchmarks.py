@@ -1,71 +1,148 @@
-"""Every recipe of a benchmark trains, tests and predicts on its miniature, with the tiny model."""
+"""The recipe of every benchmark, the whole way from fit to predict, on a miniature of its files and with the tiny model."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import shutil
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 import yaml
-from fakes.triplets import write_triplets
+from fakes.circo import TEST, write_circo
+from fakes.cirr import EMPTY, write_cirr
+from fakes.genecis import QUERIES, write_genecis
 
 from cir_lightning.cli import main
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-MINIATURES = {"triplets.yaml": write_triplets}  # recipe -> writes the files of the benchmark into a folder
-
 TINY = {
-    "trainer": {"accelerator": "cpu", "max_steps": 2, "val_check_interval": 2, "enable_progress_bar": False},
+    "trainer": {"max_steps": 2, "val_check_interval": 2, "log_every_n_steps": 1, "accelerator": "cpu", "enable_progress_bar": False},
     "model": {
         "encoder": {
-            "class_path": "cir_lightning.encoder.IntentEncoder",
             "init_args": {
                 "backbone": {"class_path": "fakes.tiny.TinyLVLM", "init_args": {"lora": {"rank": 2}}},
                 "connector": {
                     "class_path": "cir_lightning.connector.Resampler",
                     "init_args": {"queries": 2, "width": 32, "depth": 1, "heads": 4},
                 },
+                "soft_prompt": {"class_path": "cir_lightning.prompt_pool.PromptPool", "init_args": {"size": 4, "tokens": 1, "chosen": 2}},
                 "width": 16,
-            },
+            }
         }
     },
+    "data": {"init_args": {"batch_size": 8}},
+}
+
+
+class Miniature(NamedTuple):
+    """What is expected of a benchmark.
+
+    Attributes:
+        write: writes the miniature into a folder.
+        groups: name of each evaluation set in the results -> number of its queries.
+        figures: their figures.
+        predicted: queries in the ranked lists of ``cir predict``.
+        zero_shot: whether it is trained on another benchmark, the miniature of which is needed, too.
+    """
+
+    write: Callable[[Path], object]
+    groups: dict[str, int]
+    figures: set[str]
+    predicted: int
+    zero_shot: bool = False
+
+
+def at(name: str, *ks: int) -> set[str]:
+    return {f"{name}@{k}" for k in ks}
+
+
+TASKS = ("focus_attribute", "change_attribute", "focus_object", "change_object")
+MINIATURES = {
+    "cirr": Miniature(write_cirr, {"cirr": 18}, at("R", 1, 5, 10, 50) | at("R_subset", 1, 2, 3) | {"mean"}, 2 * 18),
+    "circo": Miniature(write_circo, {"circo": 7}, at("mAP", 5, 10, 25, 50) | at("R", 5, 10, 25, 50), TEST, zero_shot=True),
+    "genecis": Miniature(
+        write_genecis,
+        {f"genecis/{task}": QUERIES for task in TASKS} | {"genecis/avg": 4 * QUERIES},
+        at("R", 1, 2, 3),
+        4 * QUERIES,
+        zero_shot=True,
+    ),
 }
 
 
 @pytest.fixture(scope="module", params=MINIATURES)
-def fitted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """A recipe and the folder that it was trained in; commands run there."""
-    folder = tmp_path_factory.mktemp("benchmark")
-    MINIATURES[request.param](folder / "data")
+def fitted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A folder with a benchmark's files and a finished run in ``runs``, and the benchmark's name; commands run in it."""
+    name = request.param
+    folder = tmp_path_factory.mktemp(name)
+    MINIATURES[name].write(folder / "data" / name)
+    if MINIATURES[name].zero_shot:
+        write_cirr(folder / "data" / "cirr")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CIR_CACHE", str(folder / "cache"))
         patch.chdir(folder)
-        options = ["--data.root", "data", "--data.batch_size", "8", "--trainer.default_root_dir", "run"]
-        assert main(["fit", "--config", request.param, "--config", "tiny.yaml", *options]) == 0
-        yield request.param, folder
+        assert main(["fit", "--config", f"{name}.yaml", "--config", "tiny.yaml"]) == 0
+        yield folder, name
 
 
-def test_fit_chooses_a_best_checkpoint(fitted: tuple[str, Path]):
-    _, folder = fitted
-    assert {path.name for path in (folder / "run" / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+def test_fit_and_test_give_every_figure(fitted: tuple[Path, str]):
+    folder, name = fitted
+    assert {path.name for path in (folder / "runs" / name / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert main(["test", "--ckpt_path", f"runs/{name}"]) == 0
+    rows = json.loads((folder / "runs" / name / "test" / "results.json").read_text())["rows"]
+    own = [row for row in rows if row["method"] == "CIR-LVLM"]
+    assert {row["group"]: row["queries"] for row in own} == MINIATURES[name].groups
+    for row in own:
+        assert set(row["figures"]) == MINIATURES[name].figures
+        assert all(0 <= figure <= 100 for figure in row["figures"].values())
+        assert row["protocol"]
 
 
-def test_test_writes_a_table(fitted: tuple[str, Path]):
-    recipe, folder = fitted
-    assert main(["test", "--ckpt_path", "run"]) == 0
-    (results,) = (folder / "run").glob("*/results.json")
-    rows = json.loads(results.read_text())["rows"]
-    assert {row["group"].split("/")[0] for row in rows} == {recipe.removesuffix(".yaml")}
-    assert {"R@1"} < set(rows[0]["figures"])
+def test_predict_ranks_every_query(fitted: tuple[Path, str]):
+    folder, name = fitted
+    assert main(["predict", "--ckpt_path", f"runs/{name}"]) == 0
+    lines = [json.loads(line) for line in (folder / "runs" / name / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == MINIATURES[name].predicted
+    assert all(len(line["names"]) == len(set(line["names"])) > 0 for line in lines)
 
 
-def test_predict_ranks_every_query(fitted: tuple[str, Path]):
-    _, folder = fitted
-    assert main(["predict", "--ckpt_path", "run", "--model.top", "3"]) == 0
-    lines = [json.loads(line) for line in (folder / "run" / "predictions.jsonl").read_text().splitlines()]
-    assert lines
-    assert all(len(line["names"]) == 3 for line in lines)
+def test_the_files_for_the_servers(fitted: tuple[Path, str]):
+    folder, name = fitted
+    run = folder / "runs" / name
+    assert main(["predict", "--ckpt_path", f"runs/{name}"]) == 0
+    if name == "cirr":
+        for metric, count in (("recall", 50), ("recall_subset", 3)):
+            answers = json.loads((run / f"cirr_{metric}.json").read_text())
+            assert (answers.pop("version"), answers.pop("metric")) == ("rc2", metric)
+            assert len(answers) == 18
+            assert {len(names) for names in answers.values()} == {count}
+            assert "test1-8-0-img1" not in answers[EMPTY]  # its reference
+    elif name == "circo":
+        answers = json.loads((run / "circo.json").read_text())
+        assert sorted(answers) == [str(number) for number in range(TEST)]
+        assert all(len(set(names)) == 50 and all(isinstance(one, int) for one in names) for names in answers.values())
+    else:
+        assert not list(run.glob("*.json"))
+
+
+def test_a_zero_shot_benchmark_is_scored_without_the_training_set(fitted: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys):
+    folder, name = fitted
+    if not MINIATURES[name].zero_shot:
+        assert main(["test", "--ckpt_path", f"runs/{name}", "--data.train=null"]) == 2
+        return
+    before = (folder / "runs" / name / "config.yaml").read_text()
+    shutil.move(folder / "data" / "cirr", folder / "away")
+    try:
+        assert main(["test", "--ckpt_path", f"runs/{name}"]) == 2
+        assert "data.train: cirr: no file 'captions/cap.rc2.train.json'" in capsys.readouterr().err
+        assert main(["test", "--ckpt_path", f"runs/{name}", "--data.train=null"]) == 0
+        refused = ["fit", "--config", f"{name}.yaml", "--config", "tiny.yaml", "--data.train=null", "--trainer.default_root_dir=new"]
+        assert main(refused) == 2
+        assert "is a zero-shot benchmark without training triplets; name the data set to train on" in capsys.readouterr().err
+    finally:
+        shutil.move(folder / "away", folder / "data" / "cirr")
+    assert (folder / "runs" / name / "config.yaml").read_text() == before

@@ -136,6 +136,7 @@ CONFIG = {
         "callbacks": [{"class_path": "cir_lightning.alignment.TitleAlignment", "init_args": {"steps": 2, "batch_size": 8}}],
     },
     "model": {
+        "monitor": "val/tiny/avg/R@1",
         "encoder": {
             "class_path": "cir_lightning.encoder.IntentEncoder",
             "init_args": {
@@ -206,6 +207,14 @@ def test_predict_writes_every_query(fitted):
     data.setup()
     assert len(lines) == sum(len(evaluation.queries) for evaluation in data.evaluation_sets("test"))
     assert all(len(line["names"]) == 3 and line["reference"] not in line["names"] for line in lines)
+
+
+def test_a_refused_run_leaves_nothing(fitted, tmp_path, capsys):
+    options = ["--trainer.default_root_dir", str(tmp_path / "refused"), "--data.init_args.batch_size", "1"]
+    assert "the loss needs in-batch negatives" in refused(["fit", "--config", str(fitted / "tiny.yaml"), *options], capsys)
+    assert not list(tmp_path.rglob("*.yaml"))
+    assert not list(tmp_path.rglob("*.ckpt"))
+    assert not (tmp_path / "refused").exists()
 
 
 def test_the_progress_bar_can_be_switched_off(fitted):

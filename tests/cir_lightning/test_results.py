@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,11 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from cir_lightning import results
 from cir_lightning.pictures import CELL, FRAME, GAP, RIGHT, TEXT, result_grid, spread
-from cir_lightning.results import Predictions, make_row, sibling_rows
+from cir_lightning.results import COMBINER, Predictions, ResultsTable, make_row, published_rows, sibling_rows
 from cir_lightning.retrieval import report
 from cir_lightning.retrieval.ranking import rank
-from data_modules.records import EvaluationSet, Query
+from data_modules.errors import UserError
+from data_modules.records import EvaluationSet, Published, Query, Submission
 
 NAMES = tuple("abcdefgh")
 SET = EvaluationSet(
@@ -43,6 +46,78 @@ def test_make_row_has_the_figures_of_the_ranking():
     made = make_row("this", SET, ranking())
     assert made.figures == {"R@1": 50.0, "R@5": 100.0}  # c is second after b; h is first
     assert (made.method, made.group, made.queries, made.gallery, made.fingerprint) == ("this", "toy", 2, 8, SET.fingerprint)
+
+
+def test_make_row_says_what_the_set_says():
+    told = replace(SET, protocol="reference removed", average="toys/avg", skipped_queries=3, skipped_pictures=4)
+    made = make_row("this", told, ranking())
+    assert (made.protocol, made.average, made.skipped_queries, made.skipped_pictures) == ("reference removed", "toys/avg", 3, 4)
+    assert made.incomplete
+    assert not make_row("this", SET, ranking()).incomplete
+
+
+def test_the_gallery_of_queries_with_their_own_is_the_largest_one():
+    queries = (replace(SET.queries[0], members=tuple("abcd")), replace(SET.queries[1], members=tuple("bhc")))
+    own = replace(SET, queries=queries, recall_at=(1,), subset_recall_at=(), members_only=True)
+    assert make_row("this", own, ranking()).gallery == 4
+
+
+def test_published_figures_stand_beside_ours_only_where_nothing_is_missing():
+    papers = (Published("SPRC", (("R@1", 51.96), ("mean", 81.39)), "Bai et al., table 2"), Published("CASE", (("R@1", 48.0),), "here"))
+    known = replace(SET, published=papers, protocol="reference removed")
+    own = make_row("this", known, ranking())
+    assert published_rows(own, known) == [
+        replace(own, method="SPRC (published)", figures={"R@1": 51.96, "mean": 81.39}, source="Bai et al., table 2"),
+        replace(own, method="CASE (published)", figures={"R@1": 48.0}, source="here"),
+    ]
+    for fewer in (replace(known, skipped_queries=1), replace(known, skipped_pictures=1)):
+        assert published_rows(make_row("this", fewer, ranking()), fewer) == []
+
+
+def fake_run(*sets):
+    """A module that has ranked these sets, its trainer, and yardsticks that rank nothing."""
+    data = type("ToyCIR", (), {"seed": 0})()
+    rankings = {evaluation.name: (evaluation, ranking()) for evaluation in sets}
+    module = SimpleNamespace(rankings=rankings, encoder=SimpleNamespace(label="this"), data=data)
+    return SimpleNamespace(is_global_zero=True), module
+
+
+@pytest.fixture
+def no_yardsticks(monkeypatch):
+    monkeypatch.setattr(results, "Yardsticks", lambda module: SimpleNamespace(rank_vectors=lambda evaluation: ()))
+
+
+@pytest.mark.usefixtures("no_yardsticks")
+def test_the_table_has_published_figures_the_sibling_run_and_averages(tmp_path, capsys):
+    paper = (Published("SPRC", (("R@1", 10.0), ("R@5", 20.0)), "Bai et al."),)
+    sets = [replace(SET, name=f"toy/{name}", average="toy/avg", protocol="as ever", published=paper) for name in ("one", "two")]
+    write_run(tmp_path, "sibling", [replace(row(COMBINER, sets[1].fingerprint, "toy/two"), average="toy/avg")], age=10)
+    ResultsTable(tmp_path / "mine", "best.ckpt").on_test_end(*fake_run(*sets))
+    rows = report.read(tmp_path / "mine" / "test" / "results.json").rows
+    assert [(r.group, r.method) for r in rows] == [
+        ("toy/one", "SPRC (published)"),
+        ("toy/one", "this"),
+        ("toy/two", "SPRC (published)"),
+        ("toy/two", COMBINER),
+        ("toy/two", "this"),
+        ("toy/avg", "SPRC (published)"),
+        ("toy/avg", "this"),
+    ]
+    out = capsys.readouterr().out
+    assert re.search(r"\n +one +two +avg\n", out)
+    assert re.search(r"\n  this( +50\.00 +100\.00){3}\n", out)
+    assert "Note" not in out
+
+
+@pytest.mark.usefixtures("no_yardsticks")
+def test_the_table_says_why_published_figures_are_not_there(tmp_path, capsys):
+    paper = (Published("SPRC", (("R@1", 10.0),), "Bai et al."),)
+    sets = [replace(SET, name="whole", published=paper), replace(SET, name="torn", published=paper, skipped_pictures=2)]
+    ResultsTable(tmp_path / "mine", "best.ckpt").on_test_end(*fake_run(*sets))
+    out = capsys.readouterr().out
+    assert out.count("SPRC (published)  ") == 1
+    assert "Note: pictures of torn are missing, so no published figures can stand beside these\n" in out
+    assert "no row for the late-fusion combiner" in out
 
 
 def test_sibling_rows_are_of_the_newest_run_on_the_same_queries(tmp_path):
@@ -86,6 +161,41 @@ def test_predictions_are_one_line_per_query(tmp_path, capsys):
     assert lines[1]["names"] == ["h", "g", "f"]
     assert lines[1]["caption"] == "but größer"
     assert str(callback.file) in capsys.readouterr().out
+
+
+HIDDEN = replace(
+    SET,
+    queries=tuple(replace(query, targets=()) for query in SET.queries),
+    submission=Submission("server.json", 2, (("version", "rc2"),)),
+    skipped_pictures=1200,
+)
+
+
+def test_predict_writes_and_checks_the_files_of_test_servers(tmp_path, capsys):
+    module = SimpleNamespace(rankings={"toy": (SET, ranking(3)), "hidden": (HIDDEN, ranking(3))})
+    Predictions(tmp_path).on_predict_end(SimpleNamespace(is_global_zero=True), module)
+    text = '{"version": "rc2", "q0": ["b", "c"], "q1": ["h", "g"]}'
+    path = tmp_path / "server.json"
+    assert path.read_text() == text
+    assert {file.name for file in tmp_path.iterdir()} == {"predictions.jsonl", "server.json"}
+    ready = f"{path}: ready for the test server (2 queries, {len(text)} bytes; 1,200 gallery pictures are missing)\n"
+    assert capsys.readouterr().out.endswith(ready)
+
+
+def test_predict_never_calls_a_file_ready_that_breaks_a_rule(tmp_path, capsys):
+    queries = (HIDDEN.queries[0], replace(HIDDEN.queries[1], reference="h"))
+    module = SimpleNamespace(rankings={"hidden": (replace(HIDDEN, queries=queries), ranking(3))})
+    with pytest.raises(UserError, match=r"server\.json, query 'q1': 'h' is its own reference image"):
+        Predictions(tmp_path).on_predict_end(SimpleNamespace(is_global_zero=True), module)
+    assert "ready" not in capsys.readouterr().out
+
+
+def test_predict_refuses_short_lists_before_anything_is_encoded(tmp_path):
+    module = SimpleNamespace(top=1, data=SimpleNamespace(benchmark=SimpleNamespace(hidden=(replace(SET, name="plain"), HIDDEN))))
+    with pytest.raises(UserError, match=r"server\.json: the test server wants 2 names .* have 1; set --model\.top to 2 or more"):
+        Predictions(tmp_path).setup(SimpleNamespace(), module, "predict")
+    module.top = 2
+    Predictions(tmp_path).setup(SimpleNamespace(), module, "predict")
 
 
 @pytest.mark.parametrize(("count", "rows", "expected"), [(8, 4, [0, 2, 4, 6]), (3, 8, [0, 1, 2]), (1000, 2, [0, 500]), (1, 1, [0])])

@@ -1,15 +1,13 @@
-"""The embedded benchmark, drawn small, once per test session."""
+"""The embedded benchmark, drawn small, once per test session; the real annotation files of the others, where they are."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from pathlib import Path
 
 import pytest
 
 from data_modules.emoji import EmojiCIR
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SIZE = 40  # pixels: small pictures are drawn quickly
 
@@ -28,3 +26,12 @@ def emoji(emoji_root: Path) -> EmojiCIR:
     data = EmojiCIR(str(emoji_root), SIZE)
     data.setup()
     return data
+
+
+@pytest.fixture(scope="session")
+def annotations() -> Path:
+    """The folder of the benchmarks' real annotation files, which are not in this repository."""
+    folder = Path(os.environ.get("CIR_ANNOTATIONS") or Path(__file__).parents[3] / "shared" / "annotations")
+    if not folder.is_dir():
+        pytest.skip(f"no real annotation files in {folder}; put them there, or name their folder in the variable CIR_ANNOTATIONS")
+    return folder

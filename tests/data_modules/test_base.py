@@ -50,7 +50,7 @@ def stand_in(rank, world):
 
 def ready(benchmark: Benchmark = BENCHMARK, **options: Any) -> Toy:
     data = Toy(benchmark, **options)
-    data.setup("fit")
+    data.setup()
     return data
 
 
@@ -113,7 +113,8 @@ def test_content_is_equal_for_twins_only():
     assert content_id("twin") == 8265013636053846477  # on every machine
 
 
-def test_evaluation_loaders_cover_the_gallery_and_all_queries():
+def test_evaluation_loaders_cover_the_gallery_and_every_distinct_query_once():
+    """The first two queries are asked in both sets."""
     data = ready(eval_batch_size=4)
     names = data.gallery_pictures("test")
     assert names == SMALL.gallery + tuple(name for name in LARGE.gallery if name not in SMALL.gallery)
@@ -124,9 +125,34 @@ def test_evaluation_loaders_cover_the_gallery_and_all_queries():
     assert [data.pictures[at].name for batch in seen for at in batch.picture] == list(names)
     asked = list(queries)
     assert all(isinstance(batch, QueryBatch) for batch in asked)
-    assert torch.cat([batch.index for batch in asked]).tolist() == list(range(7))
-    assert [caption for batch in asked for caption in batch.captions] == [q.caption for q in QUERIES[:2] + QUERIES]
-    assert [data.pictures[at].name for batch in asked for at in batch.reference] == [q.reference for q in QUERIES[:2] + QUERIES]
+    assert torch.cat([batch.index for batch in asked]).tolist() == list(range(5))
+    assert [caption for batch in asked for caption in batch.captions] == [q.caption for q in QUERIES]
+    assert [data.pictures[at].name for batch in asked for at in batch.reference] == [q.reference for q in QUERIES]
+    assert data.distinct_queries("test") == {(q.reference, q.caption): at for at, q in enumerate(QUERIES)}
+
+
+def test_a_secret_test_split_is_predicted_and_val_is_scored():
+    secret = replace(SMALL, queries=tuple(replace(query, targets=(), members=(), caption="") for query in QUERIES[:1]))
+    data = ready(replace(BENCHMARK, test=(), hidden=(secret,)))
+    assert data.evaluation_sets("test") == data.evaluation_sets("val") == BENCHMARK.val
+    assert data.evaluation_sets("predict") == (secret,)
+    assert (data.scored("test"), data.scored("val")) == ("val", "val")
+    assert len(list(data.predict_dataloader()[1])) == 1
+    known = ready()
+    assert known.evaluation_sets("predict") == known.evaluation_sets("test") == BENCHMARK.test
+    assert known.scored("test") == "test"
+
+
+def test_wordings_are_drawn_anew_in_every_epoch():
+    worded = replace(BENCHMARK.triplets[0], wordings=("one", "two", "three"))
+    data = ready(replace(BENCHMARK, triplets=(worded, *BENCHMARK.triplets[1:])), batch_size=len(BENCHMARK.triplets))
+    loader = data.train_dataloader()
+    said = set()
+    for epoch in range(20):
+        loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+        (batch,) = loader
+        said |= set(batch.captions)
+    assert said == {"one", "two", "three", *(triplet.caption for triplet in BENCHMARK.triplets[1:])}
 
 
 def test_batches_are_equal_on_any_number_of_processes():
@@ -219,7 +245,8 @@ WRONG = [
     (change_query(caption=LONG), r"in query 'q1' of val/small has 61 words"),
     (change_query(id="q0"), r"query id of val/small 'q0' is not unique"),
     (change_query(reference="nobody"), r"query 'q1' of val/small names 'nobody'"),
-    (change_query(targets=()), r"query 'q1' of val/small has no target"),
+    (change_query(targets=()), r"query 'q1' of val/small has no target, so it cannot be scored"),
+    (replace(BENCHMARK, hidden=(SMALL,)), r"query 'q0' of hidden/small has a target, but its answer is a server's secret"),
     (change_query(targets=("p15",)), r"has the target or member 'p15', which its gallery does not have"),
     (change_query(members=("p1", "p3")), r"has members without its reference or its first target"),
     (replace(BENCHMARK, val=(replace(SMALL, queries=()),)), r"evaluation set val/small has no queries"),
@@ -231,10 +258,10 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("benchmark", "message"), WRONG)
-def test_wrong_records_are_refused_with_their_place(benchmark: Benchmark, message: str):
+@pytest.mark.parametrize(("records", "message"), WRONG)
+def test_wrong_records_are_refused_with_their_place(records: Benchmark, message: str):
     with pytest.raises(UserError, match=message):
-        ready(benchmark)
+        ready(records)
 
 
 def test_caption_of_the_limit_is_fine():
@@ -258,8 +285,9 @@ def test_arguments_out_of_range_are_refused(options: dict[str, Any], message: st
 
 def test_batch_of_one_needs_more_processes():
     data = ready(batch_size=1)
-    with pytest.raises(UserError, match=r"in-batch negatives; set --data\.batch_size 2 or more"):
-        data.train_dataloader()
+    for refused in (data.train_dataloader, lambda: data.setup("fit")):
+        with pytest.raises(UserError, match=r"in-batch negatives; set --data\.batch_size 2 or more"):
+            refused()
     data.trainer = stand_in(1, 2)  # type: ignore[assignment]
     assert len(data.train_dataloader()) == 25
 

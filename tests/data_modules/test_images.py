@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from data_modules import images
+from data_modules import picture_files
 from data_modules.errors import UserError
 from data_modules.images import content_hash, load_image, to_tensor
 
@@ -108,7 +108,7 @@ def test_huge_comment_in_a_picture_is_refused(tmp_path: Path):
 
 
 def test_more_pixels_than_the_limit_are_refused(red: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", 599)
+    monkeypatch.setattr(picture_files, "MAX_PIXELS", 599)
     with pytest.raises(UserError, match=r"red\.png has 30 x 20 pixels.*scale it down"):
         load_image(red)
 

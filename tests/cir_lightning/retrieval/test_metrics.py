@@ -7,8 +7,9 @@ import torch
 from torch import distributed, multiprocessing
 
 from cir_lightning.retrieval import metrics, ranking
+from cir_lightning.retrieval.figures import score
 from cir_lightning.retrieval.metrics import EmbeddingTable
-from cir_lightning.retrieval.ranking import rank, recalls
+from cir_lightning.retrieval.ranking import rank
 from data_modules.records import EvaluationSet, Query
 
 SAMPLES = 13
@@ -20,7 +21,7 @@ def figure(table):
     """R@1 of the table's rows as queries for the first of two pictures: 1 of 13."""
     queries = tuple(Query(f"q{i}", "none", "", ("right",)) for i in range(SAMPLES))
     evaluation = EvaluationSet("one hit", queries, ("right", "wrong"), remove_reference=False, recall_at=(1,))
-    return recalls(rank(table, torch.eye(2), evaluation), evaluation)["R@1"]
+    return score(rank(table, torch.eye(2), evaluation), evaluation)["R@1"]
 
 
 def shares(world):

@@ -1,4 +1,4 @@
-"""The ranking engine against a full argsort over names, and the traps of ties, references and subsets."""
+"""The ranking engine against a full sort of names, and the traps of ties, references, members and subsets."""
 
 from dataclasses import replace
 
@@ -7,44 +7,67 @@ import pytest
 import torch
 
 from cir_lightning.retrieval import ranking as engine
-from cir_lightning.retrieval.ranking import rank, recalls
+from cir_lightning.retrieval import scores as operations
+from cir_lightning.retrieval.figures import score
+from cir_lightning.retrieval.ranking import rank, rank_all
 from data_modules.errors import UserError
 from data_modules.records import EvaluationSet, Query
+
+TENSORS = ("ranks", "answer_ranks", "subset_ranks", "top", "scores")
 
 
 def reference_ranking(queries, gallery, evaluation, top):
     """The slow way: sort all names per query, wrong answers first among equals, then look for the right ones."""
-    names = np.array(evaluation.gallery)
     scores = (queries.double().numpy() @ gallery.double().numpy().T).astype(np.float32)
-    ranks, subset_ranks, lists = [], [], []
+    ranks, answer_ranks, subset_ranks, lists = [], [], [], []
+    longest = max(1, *(len(query.targets) for query in evaluation.queries))
     for query, row in zip(evaluation.queries, scores, strict=True):
-        removed = {query.reference} if evaluation.remove_reference else set()
-        right = set(query.targets)
+        value = dict(zip(evaluation.gallery, row.tolist(), strict=True))
 
-        def rank_among(pool, answers, row=row, right=right):
-            wrong_first = sorted(pool, key=lambda name: (-row[names == name][0], name in right))
-            others = [name for name in wrong_first if name not in right or name == answers[0]]
-            return 1 + others.index(answers[0])
+        def rank_among(pool, answer, *, alone, query=query, value=value):
+            if answer not in pool:
+                return len(evaluation.gallery) + 1
+            others = [name for name in pool if name == answer or not alone or name not in query.targets]
+            late = {
+                name: len(query.targets) - i for i, name in enumerate(query.targets)
+            }  # the wrong ones come first, the first target last
+            return 1 + sorted(others, key=lambda name: (-value[name], late.get(name, 0))).index(answer)
 
-        pool = [name for name in names if name not in removed]
-        reachable = [name for name in pool if name in right]
-        best = sorted(reachable, key=lambda name: -row[names == name][0])[:1]
-        ranks.append(rank_among(pool, best) if best else len(names) + 1)
-        if query.members:
-            subset_ranks.append(rank_among([name for name in query.members if name != query.reference], [query.targets[0]]))
-        order = np.lexsort((np.arange(len(names)), -row))
-        lists.append([int(i) for i in order if names[i] not in removed][: min(top, len(names) - len(removed))])
-    return ranks, subset_ranks, lists
+        pool = query.members if evaluation.members_only else evaluation.gallery
+        pool = [name for name in evaluation.gallery if name in pool and not (evaluation.remove_reference and name == query.reference)]
+        alone = [rank_among(pool, name, alone=True) for name in query.targets]
+        ranks.append(min(alone, default=len(evaluation.gallery) + 1))
+        answers = [rank_among(pool, name, alone=False) for name in query.targets]
+        answer_ranks.append(answers + [len(evaluation.gallery) + 1] * (longest - len(answers)))
+        if query.members and not evaluation.members_only:
+            others = [name for name in query.members if name != query.reference]
+            subset_ranks.append(rank_among(others, query.targets[0], alone=True))
+        lists.append([evaluation.gallery.index(name) for name in sorted(pool, key=lambda name, value=value: -value[name])])
+    length = min(top, *map(len, lists))
+    return ranks, answer_ranks, subset_ranks or None, [names[:length] for names in lists]
 
 
-def random_set(rng, *, queries, gallery, remove_reference, subset=False, targets=1):
+def assert_is_reference(result, queries, gallery, evaluation, top):
+    ranks, answer_ranks, subset_ranks, lists = reference_ranking(queries, gallery, evaluation, top)
+    assert result.ranks.tolist() == ranks
+    assert result.answer_ranks.tolist() == answer_ranks
+    assert (None if result.subset_ranks is None else result.subset_ranks.tolist()) == subset_ranks
+    assert result.top.tolist() == lists
+    assert {getattr(result, name).dtype for name in ("ranks", "answer_ranks", "top")} == {torch.int64}
+    assert result.scores.dtype == torch.float32
+    exact = (queries.double() @ gallery.double().T).gather(1, result.top)
+    torch.testing.assert_close(result.scores, exact.float(), rtol=0, atol=1e-7)
+
+
+def random_set(rng, *, queries, gallery, remove_reference, members=False, targets=1, members_only=False):
     names = tuple(f"p{i}" for i in range(gallery))
     made = []
     for i in range(queries):
         reference, *others = rng.permutation(names)[: 8 + targets].tolist()
-        right = tuple(others[:targets])
-        made.append(Query(f"q{i}", reference, "", right, (others[-1], reference, *others[:5]) if subset else ()))
-    return EvaluationSet("random", tuple(made), names, remove_reference, recall_at=(1, 5))
+        right = tuple(others[: rng.integers(1, targets + 1)])
+        look_alikes = (others[-1], reference, *others[: 5 + i % 2]) if members or members_only else ()
+        made.append(Query(f"q{i}", reference, "", right, look_alikes))
+    return EvaluationSet("random", tuple(made), names, remove_reference, recall_at=(1, 5), members_only=members_only)
 
 
 def vectors(kind, rng, count, width=4):
@@ -57,33 +80,40 @@ def vectors(kind, rng, count, width=4):
 
 
 @pytest.mark.parametrize("kind", ["random", "tied", "equal"])
-@pytest.mark.parametrize(
-    ("remove_reference", "subset", "targets"), [(True, True, 1), (False, True, 3), (True, False, 4), (False, False, 1)]
-)
-def test_agrees_with_a_full_sort(kind, remove_reference, subset, targets):
+@pytest.mark.parametrize("remove_reference", [True, False])
+@pytest.mark.parametrize("targets", [1, 4])
+@pytest.mark.parametrize("members", [{}, {"members": True}, {"members_only": True}], ids=["gallery", "subset", "members only"])
+def test_agrees_with_a_full_sort(kind, remove_reference, targets, members):
     rng = np.random.default_rng(7)
-    evaluation = random_set(rng, queries=41, gallery=29, remove_reference=remove_reference, subset=subset, targets=targets)
+    evaluation = random_set(rng, queries=41, gallery=29, remove_reference=remove_reference, targets=targets, **members)
     queries, gallery = vectors(kind, rng, 41), vectors(kind, rng, 29)
-    ranks, subset_ranks, lists = reference_ranking(queries, gallery, evaluation, top=10)
-
-    result = rank(queries, gallery, evaluation, top=10, chunk=8)
-
-    assert result.ranks.tolist() == ranks
-    assert (result.subset_ranks.tolist() if subset else result.subset_ranks) == (subset_ranks if subset else None)
-    assert result.top.tolist() == lists
+    result = rank(queries, gallery, evaluation, top=10, memory=8 * engine.BYTES * 30)
+    assert_is_reference(result, queries, gallery, evaluation, top=10)
     assert result.unreachable == 0
-    torch.testing.assert_close(result.scores, (queries @ gallery.T).gather(1, result.top))
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 41, 512])
-def test_chunks_and_blocks_do_not_matter(chunk, monkeypatch):
+@pytest.mark.parametrize("kind", ["random", "tied", "equal"])
+@pytest.mark.parametrize("top", [1, 7, 400])
+def test_a_long_gallery_agrees_with_a_full_sort(kind, top):
+    rng = np.random.default_rng(8)
+    evaluation = random_set(rng, queries=13, gallery=401, remove_reference=True, targets=2)
+    queries, gallery = vectors(kind, rng, 13), vectors(kind, rng, 401)
+    assert_is_reference(rank(queries, gallery, evaluation, top=top), queries, gallery, evaluation, top)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 41])
+def test_chunks_and_blocks_do_not_matter(rows, monkeypatch):
     rng = np.random.default_rng(1)
-    evaluation = random_set(rng, queries=41, gallery=29, remove_reference=True, subset=True)
+    evaluation = random_set(rng, queries=41, gallery=29, remove_reference=True, members=True, targets=3)
     queries, gallery = vectors("random", rng, 41, 64), vectors("random", rng, 29, 64)
     whole = rank(queries, gallery, evaluation)
-    monkeypatch.setattr(engine, "_BLOCK", 5)
-    result = rank(queries, gallery, evaluation, chunk=chunk)
-    for name in ("ranks", "subset_ranks", "top", "scores"):
+    seen = []
+    products = engine.inner_products
+    monkeypatch.setattr(engine, "inner_products", lambda part, *rest, out: seen.append(len(part)) or products(part, *rest, out=out))
+    monkeypatch.setattr(operations, "BLOCK", 5)
+    result = rank(queries, gallery, evaluation, memory=rows * engine.BYTES * 30)
+    assert max(seen) == rows
+    for name in TENSORS:
         assert torch.equal(getattr(result, name), getattr(whole, name)), name
 
 
@@ -110,10 +140,11 @@ SCORES = torch.tensor(
 def test_hand_worked_table():
     result = rank(SCORES, torch.eye(5), TABLE)
     assert result.ranks.tolist() == [3, 1, 2]
+    assert result.answer_ranks.tolist() == [[3, 6], [3, 1], [2, 6]]  # a is tied with c, which is wrong, and e is ahead
     assert result.subset_ranks.tolist() == [2, 1, 1]
     assert result.top.tolist() == [[1, 2, 3, 4], [4, 0, 2, 3], [0, 1, 2, 3]]
     assert result.scores.dtype == torch.float32
-    figures = recalls(result, TABLE)
+    figures = score(result, TABLE)
     assert figures == pytest.approx({"R@1": 100 / 3, "R@2": 200 / 3, "R@4": 100.0, "R_subset@1": 200 / 3, "R_subset@2": 100.0})
     assert list(figures) == ["R@1", "R@2", "R@4", "R_subset@1", "R_subset@2"]
 
@@ -128,7 +159,7 @@ def test_reference_kept_counts_against_the_model_except_in_the_subset():
 
 def test_a_target_that_wins_only_with_a_negative_score_is_a_hit():
     evaluation = EvaluationSet("negative", (Query("q", "r", "", ("b",)),), ("a", "b"), recall_at=(1,))
-    assert recalls(rank(-torch.tensor([[0.9, 0.1]]), torch.eye(2), evaluation), evaluation) == {"R@1": 100.0}
+    assert score(rank(-torch.tensor([[0.9, 0.1]]), torch.eye(2), evaluation), evaluation) == {"R@1": 100.0}
 
 
 def test_copies_of_the_target_rank_before_it_wherever_they_lie():
@@ -140,7 +171,7 @@ def test_copies_of_the_target_rank_before_it_wherever_they_lie():
     names = tuple(map(str, range(1003)))
     evaluation = EvaluationSet("copies", tuple(Query(f"q{i}", "none", "", ("333",)) for i in range(9)), names)
     queries = gallery[333] + 0.01 * torch.randn(9, 384, generator=generator)
-    result = rank(queries, gallery, evaluation, chunk=4, top=6)
+    result = rank(queries, gallery, evaluation, memory=4 * engine.BYTES * 1004, top=6)
     assert result.ranks.tolist() == [6] * 9
     assert result.top.tolist() == [[0, 1, 17, 333, 500, 1002]] * 9
 
@@ -183,7 +214,7 @@ def test_unreachable_queries_are_counted_and_miss():
     result = rank(torch.tensor([[3.0, 2.0, 1.0]]).expand(4, 3), torch.eye(3), evaluation)
     assert result.ranks.tolist() == [4, 4, 1, 2]
     assert result.unreachable == 2
-    assert recalls(result, evaluation) == {"R@1": 25.0, "R@2": 50.0}
+    assert score(result, evaluation) == {"R@1": 25.0, "R@2": 50.0}
     assert rank(torch.ones(4, 3), torch.eye(3), replace(evaluation, remove_reference=False)).unreachable == 1
 
 
@@ -198,11 +229,11 @@ def test_subsets_of_different_sizes():
 def test_values_that_are_not_finite_are_named(broken):
     bad = SCORES.clone()
     bad[1, 3] = bad[2, 0] = broken
-    with pytest.raises(UserError, match=r"'hand': the vector of query 'two' has NaN or inf \(2 of 3 such vectors\); train with"):
+    with pytest.raises(UserError, match=r"'hand', query 'two': its vector has NaN or inf \(2 of 3 such vectors\); train with"):
         rank(bad, torch.eye(5), TABLE)
     gallery = torch.eye(5)
     gallery[2, 2] = broken
-    with pytest.raises(UserError, match=r"gallery picture 'c' has NaN or inf \(1 of 5"):
+    with pytest.raises(UserError, match=r"gallery picture 'c': its vector has NaN or inf \(1 of 5"):
         rank(SCORES, gallery, TABLE)
 
 
@@ -219,20 +250,108 @@ def test_k_beyond_the_candidates(change, message):
         rank(SCORES, torch.eye(5), replace(TABLE, **change))
 
 
+WHY = "(other queries have some|it is to be ranked among them alone)"
+
+
 @pytest.mark.parametrize(
     ("query", "message"),
     [
-        (Query("q", "a", "", ("b",)), r"query 'q': no subset members, but other queries have some; give every query"),
-        (Query("q", "a", "", ("b",), ("a",)), r"query 'q': no subset members"),
-        (Query("q", "a", "", ("b",), ("a", "b", "x", "c")), r"query 'q': subset member 'x' is not in the gallery; add it"),
-        (Query("q", "a", "", ("b",), ("a", "c", "d", "e")), r"query 'q': the target 'b' is not among the subset members"),
-        (Query("q", "a", "", ("a",), ("a", "c", "d", "e")), r"query 'q': the target 'a' is not among the subset members other than"),
+        (Query("q", "a", "", ("b",)), rf"query 'q': no members besides the reference, but {WHY}; give every query its members"),
+        (Query("q", "a", "", ("b",), ("a",)), rf"query 'q': no members besides the reference, but {WHY}"),
+        (Query("q", "a", "", ("b",), ("a", "b", "x", "c")), r"query 'q': member 'x' is not in the gallery; add it there or"),
+        (Query("q", "a", "", ("b",), ("a", "c", "d", "e")), r"query 'q': the target 'b' is not among the members besides the reference"),
+        (Query("q", "a", "", ("a",), ("a", "c", "d", "e")), r"query 'q': the target 'a' is not among the members besides the reference"),
     ],
 )
-def test_incomplete_subsets(query, message):
+def test_incomplete_members(query, message):
     evaluation = replace(TABLE, queries=(*TABLE.queries[:2], query))
-    with pytest.raises(UserError, match=message):
-        rank(SCORES, torch.eye(5), evaluation)
+    for members_only in (False, True):
+        with pytest.raises(UserError, match=message):
+            rank(SCORES, torch.eye(5), replace(evaluation, members_only=members_only, recall_at=(1,)))
+
+
+def test_members_only_hand_worked_table():
+    evaluation = replace(TABLE, members_only=True, recall_at=(1, 2, 3))
+    result = rank(SCORES, torch.eye(5), evaluation)
+    assert result.ranks.tolist() == [2, 1, 1]  # of b c e: b ahead; of a d e: e is right; of b c d: b
+    assert result.answer_ranks.tolist() == [[2, 6], [2, 1], [1, 6]]
+    assert result.subset_ranks is None
+    assert result.top.tolist() == [[1, 2, 4], [4, 0, 3], [1, 2, 3]]
+    assert result.scores.tolist() == [[4, 3, 1], [5, 2, 1], [-2, -3, -4]]
+    kept = rank(SCORES, torch.eye(5), replace(evaluation, remove_reference=False))
+    assert (kept.ranks.tolist(), kept.top.tolist()) == ([3, 2, 2], [[0, 1, 2, 4], [1, 4, 0, 3], [4, 1, 2, 3]])
+
+
+def test_members_only_lists_are_as_long_as_the_fewest_members_allow():
+    few = replace(TABLE.queries[0], members=("a", "c", "e"))
+    evaluation = replace(TABLE, queries=(few, *TABLE.queries[1:]), members_only=True, recall_at=(1, 2))
+    assert rank(SCORES, torch.eye(5), evaluation).top.tolist() == [[2, 4], [4, 0], [1, 2]]
+    with pytest.raises(UserError, match=r"'hand': R@3 of a gallery of 2 pictures without the reference; set recall_at to 2 at most"):
+        rank(SCORES, torch.eye(5), replace(evaluation, recall_at=(3,)))
+
+
+@pytest.mark.parametrize("members_only", [False, True])
+def test_hidden_answers(members_only):
+    """A test server's queries: lists as ever, no ranks, nothing that counts as out of reach."""
+    evaluation = replace(TABLE, members_only=members_only, recall_at=(1,))
+    hidden = replace(evaluation, queries=tuple(replace(query, targets=()) for query in TABLE.queries))
+    result, known = rank(SCORES, torch.eye(5), hidden), rank(SCORES, torch.eye(5), evaluation)
+    assert torch.equal(result.top, known.top)
+    assert torch.equal(result.scores, known.scores)
+    assert (result.ranks.tolist(), result.answer_ranks.tolist()) == ([6, 6, 6], [[6], [6], [6]])
+    assert (result.subset_ranks is None) == members_only
+    assert result.unreachable == 0
+
+
+def test_equal_answers_are_ranked_from_the_last_listed_to_the_first():
+    evaluation = EvaluationSet("tied", (Query("q", "r", "", ("d", "x", "b", "a")),), tuple("abcd"), recall_at=(1,))
+    result = rank(torch.ones(1, 1), torch.tensor([[3.0], [2.0], [2.0], [2.0]]), evaluation)
+    assert result.answer_ranks.tolist() == [[4, 5, 3, 1]]  # a first; then c, which is wrong, b, d
+    assert result.ranks.tolist() == [1]
+
+
+def three_protocols(rng, targets=1):
+    """As Fashion-IQ has them: the whole gallery with and without the reference, and a smaller one; ids and members may differ, too."""
+    whole = random_set(rng, queries=31, gallery=40, remove_reference=False, targets=targets)
+    used = {name for query in whole.queries for name in (query.reference, *query.targets)}
+    small = tuple(name for name in whole.gallery if name in used or name < "p2")[::-1]
+    asked = tuple(replace(query, id=f"v{query.id}", members=(query.reference, *query.targets)) for query in whole.queries)
+    return (
+        whole,
+        replace(whole, name="without", remove_reference=True),
+        EvaluationSet("val", asked, small, recall_at=(), subset_recall_at=(1,)),
+    )
+
+
+@pytest.mark.parametrize("kind", ["random", "tied", "equal"])
+def test_several_protocols_share_their_scores(kind, monkeypatch):
+    rng = np.random.default_rng(3)
+    sets = three_protocols(rng, targets=2)
+    other = random_set(rng, queries=9, gallery=12, remove_reference=True)
+    other = replace(other, queries=tuple(replace(query, caption="other") for query in other.queries))
+    names = tuple(rng.permutation([*sets[0].gallery, "in no gallery"]).tolist())
+    table, gallery = vectors(kind, rng, 40), vectors(kind, rng, 41)
+    shuffled = torch.from_numpy(rng.permutation(40))
+    rows = [shuffled[:31], shuffled[31:], shuffled[:31], shuffled[:31]]
+    sets = [sets[0], other, *sets[1:]]
+    asked = []
+    products = engine.inner_products
+    monkeypatch.setattr(engine, "inner_products", lambda part, *rest, out: asked.append(len(part)) or products(part, *rest, out=out))
+
+    results = rank_all(table, gallery, sets, rows=rows, names=names, top=8)
+
+    assert asked == [31, 9]
+    for evaluation, result, mine in zip(sets, results, rows, strict=True):
+        in_table_order = replace(evaluation, gallery=tuple(name for name in names if name in evaluation.gallery))
+        place = [names.index(name) for name in in_table_order.gallery]
+        own = torch.tensor([evaluation.gallery.index(name) for name in in_table_order.gallery])
+        ranks, answer_ranks, subset_ranks, lists = reference_ranking(table[mine], gallery[place], in_table_order, 8)
+        assert result.ranks.tolist() == ranks, evaluation.name
+        assert result.answer_ranks.tolist() == answer_ranks
+        assert (None if result.subset_ranks is None else result.subset_ranks.tolist()) == subset_ranks
+        assert result.top.tolist() == own[torch.tensor(lists)].tolist()
+        alone = rank(table[mine], gallery[place], in_table_order, top=8)
+        assert torch.equal(result.scores, alone.scores)
 
 
 def test_vectors_of_another_set():

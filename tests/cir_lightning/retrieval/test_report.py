@@ -1,17 +1,17 @@
-"""The results table in its three file formats and on the terminal."""
+"""The results as a frame and as files, and averages of rows."""
 
 import json
-import re
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 
-from cir_lightning.retrieval.report import Report, Row, read, to_frame, to_markdown, to_text, write
+from cir_lightning.retrieval.report import Report, Row, averages, read, to_frame, write
+from cir_lightning.retrieval.tables import to_markdown
 from data_modules.errors import UserError
 
 SEEN = {"group": "seen", "queries": 1200, "gallery": 3583, "unreachable": 0, "fingerprint": "00ff00ff00ff00ff"}
-HELD = {"group": "held-out", "queries": 300, "gallery": 512, "unreachable": 2, "fingerprint": "abababababababab"}
+HELD = {"group": "held-out", "queries": 300, "gallery": 512, "unreachable": 2, "fingerprint": "abababababababab", "skipped_queries": 7}
 REPORT = Report(
     benchmark="EmojiCIR",
     split="test",
@@ -22,73 +22,68 @@ REPORT = Report(
     rows=(
         Row("random", figures={"R@1": 0.027909572983533, "R@10": 0.3}, **SEEN),
         Row("CIR-LVLM (this run)", figures={"R@1": 40.04, "R@10": 90.0, "R_subset@1": 71.25}, **SEEN),
-        Row("image | text", figures={"R@1": 40.0, "R@10": 12.5, "R_subset@1": 80.0}, **SEEN),
+        Row("image | text", figures={"R@1": 40.0, "R@10": 12.5, "R_subset@1": 80.0}, source="Doe 2024", **SEEN),
         Row("CIR-LVLM (this run)", figures={"R@1": 100 / 3}, **HELD),
     ),
     notes=("Two captions are empty.", "Ties count against the model."),
 )
 
 
-def test_markdown():
-    assert to_markdown(REPORT) == (
-        "# EmojiCIR, test\n\n"
-        "Checkpoint: runs/emoji/best.ckpt; cir-lightning 0.1.0 (commit 6d59fbe); seed 0.\n\n"
-        "## seen\n\n"
-        "| Method | R@1 | R@10 | R_subset@1 |\n"
-        "| --- | ---: | ---: | ---: |\n"
-        "| random | 0.0 | 0.3 | - |\n"
-        "| CIR-LVLM (this run) | **40.0** | **90.0** | 71.2 |\n"
-        "| image \\| text | **40.0** | 12.5 | **80.0** |\n\n"
-        "Gallery 3,583 pictures; 1,200 queries, all reachable; protocol 00ff00ff00ff00ff. Percent.\n\n"
-        "## held-out\n\n"
-        "| Method | R@1 |\n"
-        "| --- | ---: |\n"
-        "| CIR-LVLM (this run) | 33.3 |\n\n"
-        "Gallery 512 pictures; 300 queries, 2 of them unreachable (counted as misses); protocol abababababababab. Percent.\n\n"
-        "- Two captions are empty.\n"
-        "- Ties count against the model.\n"
-    )
-
-
-def test_text_has_the_same_figures_in_columns_and_no_markup():
-    text = to_text(REPORT)
-    assert "*" not in text
-    assert (
-        "seen\n"
-        + "\n".join(
-            [
-                "  Method                R@1  R@10  R_subset@1",
-                "  random                0.0   0.3           -",
-                "  CIR-LVLM (this run)  40.0  90.0        71.2",
-                "  image | text         40.0  12.5        80.0",
-                "  Gallery 3,583 pictures; 1,200 queries, all reachable; protocol 00ff00ff00ff00ff. Percent.",
-            ]
-        )
-        in text
-    )
-    assert text.endswith("\n\nNote: Two captions are empty.\n\nNote: Ties count against the model.\n")
-    assert set(re.findall(r"\d+\.\d", text)) == set(re.findall(r"\d+\.\d", to_markdown(REPORT)))
-
-
-def test_different_protocols_never_share_a_table():
-    other = replace(REPORT.rows[0], method="other gallery", fingerprint="", gallery=10)
-    text = to_markdown(replace(REPORT, rows=(*REPORT.rows, other)))
-    assert text.count("## seen") == 2
-    assert "| other gallery | 0.0 | 0.3 |\n\nGallery 10 pictures; 1,200 queries, all reachable; protocol not stated." in text
-
-
-def test_unknown_origin():
-    assert "Checkpoint: none; cir-lightning 0.1.0; seed 0." in to_text(replace(REPORT, checkpoint="", commit="", notes=()))
-
-
 def test_frame_is_long():
     frame = to_frame(REPORT)
     origin = ["benchmark", "split", "checkpoint", "version", "commit", "seed"]
-    counts = ["queries", "gallery", "unreachable", "fingerprint"]
-    assert list(frame.columns) == ["method", "group", "R@1", "R@10", "R_subset@1", *counts, *origin]
+    counts = ["queries", "gallery", "unreachable"]
+    protocol = ["fingerprint", "protocol", "average", "source", "skipped_queries", "skipped_pictures"]
+    assert list(frame.columns) == ["method", "group", "R@1", "R@10", "R_subset@1", *counts, *protocol, *origin]
     assert len(frame) == 4
     assert frame.loc[3, "R@1"] == 100 / 3
     assert pd.isna(frame.loc[3, "R@10"])
+    assert list(frame["skipped_queries"]) == [0, 0, 0, 7]
+    assert frame.loc[2, "source"] == "Doe 2024"
+
+
+def category(method, group, figures, counts, average="cats/avg", **more):
+    """A row of a set with 10 queries, 20 pictures and so on times its digit."""
+    n = counts
+    facts = {"queries": 10 * n, "gallery": 20 * n, "unreachable": n, "skipped_queries": 2 * n, "skipped_pictures": 3 * n}
+    return Row(method, group, figures, fingerprint=f"print {group}", protocol="reference kept", average=average, **facts, **more)
+
+
+def test_averages_are_unweighted_means_of_methods_with_rows_on_all_sets():
+    rows = [
+        category("ours", "cats/a", {"R@1": 10.0, "R@5": 30.0, "mean": 20.0}, 1),
+        category("paper", "cats/a", {"R@1": 12.5}, 1, source="Doe 2024"),
+        category("half", "cats/a", {"R@1": 99.0}, 1),
+        category("ours", "cats/b", {"R@1": 20.0, "R@5": 60.0, "mean": 40.0}, 3),
+        category("paper", "cats/b", {"R@1": 22.5, "R@9": 1.0}, 3, source="Doe 2024"),
+        category("ours", "dogs", {"R@1": 77.0}, 1, average=""),
+    ]
+    ours, paper = averages(rows)
+    assert ours == Row(
+        "ours",
+        "cats/avg",
+        {"R@1": 15.0, "R@5": 45.0, "mean": 30.0},
+        queries=40,
+        gallery=80,
+        unreachable=4,
+        fingerprint=ours.fingerprint,
+        protocol="reference kept",
+        skipped_queries=8,
+        skipped_pictures=12,
+    )
+    assert (paper.method, paper.source, paper.figures) == ("paper", "Doe 2024", {"R@1": 17.5})
+    assert paper.fingerprint == ours.fingerprint
+    assert len(ours.fingerprint) == 16
+    (other,) = averages([replace(row, fingerprint="other") if row.group == "cats/b" else row for row in rows if row.method == "ours"])
+    assert other.fingerprint != ours.fingerprint
+
+
+def test_averages_never_mix_fingerprints():
+    rows = [category("ours", "cats/a", {"R@1": 10.0}, 1), category("ours", "cats/b", {"R@1": 20.0}, 1)]
+    other = replace(rows[1], method="other", fingerprint="fewer queries")
+    assert averages([*rows, replace(rows[0], method="other"), other]) == ()  # three sets now, and nobody has rows on all
+    assert averages([rows[0], rows[0], replace(rows[1], method="other")]) == ()  # twice on one set is not once on both
+    assert averages([]) == ()
 
 
 def test_write_and_read_back(tmp_path):
@@ -99,14 +94,22 @@ def test_write_and_read_back(tmp_path):
     assert read(paths["results.json"]) == REPORT
     assert json.loads(paths["results.json"].read_text())["rows"][0]["figures"]["R@1"] == 0.027909572983533
     assert paths["results.md"].read_text() == to_markdown(REPORT)
-    pd.testing.assert_frame_equal(pd.read_csv(paths["results.csv"]), to_frame(REPORT))
+    missing = {name: [""] for name in ("R@1", "R@10", "R_subset@1")}
+    pd.testing.assert_frame_equal(pd.read_csv(paths["results.csv"], keep_default_na=False, na_values=missing), to_frame(REPORT))
+
+
+def test_files_from_before_there_were_averages_are_read(tmp_path):
+    old = {"method": "ours", "group": "seen", "figures": {"R@1": 1.0}, "queries": 2, "gallery": 8, "unreachable": 0, "fingerprint": "f"}
+    origin = {"benchmark": "Toy", "split": "test", "checkpoint": "", "version": "0", "commit": "", "seed": 0}
+    (tmp_path / "results.json").write_text(json.dumps({**origin, "rows": [old], "notes": []}))
+    assert read(tmp_path / "results.json").rows == (Row("ours", "seen", {"R@1": 1.0}, 2, 8, 0, "f"),)
 
 
 def test_write_replaces_whole_files(tmp_path, monkeypatch):
     write(REPORT, tmp_path)
     before = (tmp_path / "results.md").read_text()
 
-    def full_disk(self, text, encoding):
+    def full_disk(self, data, encoding):
         self.touch()
         raise OSError(28, "No space left on device")
 

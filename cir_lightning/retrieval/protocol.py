@@ -1,0 +1,175 @@
+"""What the protocols of evaluation sets with the same queries mean in columns of the score matrix that these sets share.
+
+Shapes: Nq queries, P pictures of the embedding table, U of them in any of the galleries, G in the gallery of one set, T most right answers
+of a query (at least 1), M most members of a query (at least 1). Column U stands for "not in the gallery" and always scores ``-inf``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from data_modules.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Mapping, Sequence
+
+    from torch import Tensor
+
+    from data_modules.records import EvaluationSet, Query
+
+
+Parts = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Columns:
+    """Which picture has which column: pictures of the same galleries lie side by side, so that every gallery is a few slices.
+
+    Attributes:
+        pictures: (U + 1,) int64, the picture of each column: its place in the embedding table; P at the end.
+        of: (P + 1,) int64, the column of each picture; U for pictures of no gallery, and at the end.
+        parts: gallery -> first column and end of each slice that it consists of.
+    """
+
+    pictures: Tensor
+    of: Tensor
+    parts: dict[tuple[str, ...], Parts]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """One evaluation set in columns.
+
+    Attributes:
+        evaluation: the set.
+        parts: first column and end of each slice that its gallery consists of.
+        index: (U + 1,) int64, gallery index of each column; G where it is not of this gallery.
+        right: (Nq, T) int64, columns of the right answers as listed; U for those that are not ranked.
+        removed: (Nq, 1) int64, columns of the references that are taken out of the gallery's slices; U where none is.
+        members: (Nq, M) int64, columns: with ``members_only`` of the pictures to rank, otherwise of the wrong pictures among the members
+            other than the reference; U beyond them.
+        has_subset: whether there is a subset metric.
+        length: n, of the ranked lists.
+    """
+
+    evaluation: EvaluationSet
+    parts: Parts
+    index: Tensor
+    right: Tensor
+    removed: Tensor
+    members: Tensor
+    has_subset: bool
+    length: int
+
+
+def lay_out(evaluations: Sequence[EvaluationSet], place: Mapping[str, int]) -> Columns:
+    """Give every picture of some galleries a column; within a slice, columns are in the order of the embedding table.
+
+    Args:
+        evaluations: sets with the same queries.
+        place: picture name -> place in the embedding table.
+    """
+    galleries = tuple(dict.fromkeys(evaluation.gallery for evaluation in evaluations))
+    kind = torch.zeros(len(place) + 1, dtype=torch.int64)  # bit i: in gallery i
+    kind[-1] = 1 << len(galleries)
+    for bit, gallery in enumerate(galleries):
+        kind[[place[name] for name in gallery]] += 1 << bit
+    pictures = kind.argsort(stable=True)[int((kind == 0).sum()) :]
+    of = torch.full_like(kind, len(pictures) - 1)
+    of[pictures] = torch.arange(len(pictures))
+    kinds, widths = kind[pictures].unique_consecutive(return_counts=True)  # type: ignore[no-untyped-call]
+    ends = widths.cumsum(0)
+    slices = list(zip(kinds.tolist(), (ends - widths).tolist(), ends.tolist(), strict=True))
+    parts = {gallery: tuple((start, end) for bits, start, end in slices if bits >> bit & 1) for bit, gallery in enumerate(galleries)}
+    return Columns(pictures, of, parts)
+
+
+def view(evaluation: EvaluationSet, columns: Columns, place: Mapping[str, int], top: int) -> View:
+    """Check an evaluation set and find its columns.
+
+    Args:
+        evaluation: one of the sets that were laid out.
+        columns: where their pictures are.
+        place: picture name -> place in the embedding table.
+        top: longest list that is wanted.
+
+    Raises:
+        UserError: there are no queries; members are missing or are not in the gallery; a K exceeds the number of pictures to rank.
+    """
+    at = {name: index for index, name in enumerate(evaluation.gallery)}
+    if not evaluation.queries:
+        raise UserError(f"evaluation set {evaluation.name!r} has no queries; check its annotation file and split")
+    alone, removes = evaluation.members_only, evaluation.remove_reference
+    has_subset = not alone and any(query.members for query in evaluation.queries)
+    if alone or has_subset:
+        for query in evaluation.queries:
+            _check_members(query, evaluation, at)
+    nowhere = len(at)
+    reference = _rectangle([(query.reference,) for query in evaluation.queries], at)
+    right = _rectangle([query.targets for query in evaluation.queries], at)
+    members = _rectangle([query.members for query in evaluation.queries], at)
+    if removes or has_subset:
+        members[members == reference] = nowhere
+    if removes:
+        right[right == reference] = nowhere
+    if alone:
+        right[~_among(right, members)] = nowhere
+    else:
+        members[_among(members, right)] = nowhere
+    candidates = int((members < nowhere).sum(dim=1).min()) if alone else nowhere - removes
+    _check_k(evaluation, candidates)
+    column = columns.of[[*(place[name] for name in evaluation.gallery), -1]]
+    index = torch.full_like(columns.pictures, nowhere)
+    index[column] = torch.arange(nowhere + 1)
+    return View(
+        evaluation=evaluation,
+        parts=columns.parts[evaluation.gallery],
+        index=index,
+        right=column[right],
+        removed=column[reference if removes and not alone else torch.full_like(reference, nowhere)],
+        members=column[members],
+        has_subset=has_subset,
+        length=min(top, candidates),
+    )
+
+
+def _rectangle(rows: Sequence[tuple[str, ...]], at: Mapping[str, int]) -> Tensor:
+    """Gallery indices of names as (Nq, longest row, at least 1) int64; G for names that are not there and beyond the end of a row."""
+    width, nowhere = max(1, *map(len, rows)), len(at)
+    flat: list[int] = []
+    for row in rows:
+        flat += [at.get(name, nowhere) for name in row] + [nowhere] * (width - len(row))
+    return torch.tensor(flat).view(len(rows), width)
+
+
+def _among(some: Tensor, others: Tensor) -> Tensor:
+    """Which of (Nq, A) are in the same row of (Nq, B): (Nq, A) bool."""
+    return (some[:, :, None] == others[:, None]).any(dim=2)
+
+
+def _check_k(evaluation: EvaluationSet, candidates: int) -> None:
+    without = " without the reference" if evaluation.remove_reference else ""
+    for figure, key, ks in (("R", "recall_at", evaluation.recall_at), ("mAP", "map_at", evaluation.map_at)):
+        if (k := max(ks, default=0)) > candidates:
+            raise UserError(
+                f"evaluation set {evaluation.name!r}: {figure}@{k} of a gallery of {candidates} pictures{without}; "
+                f"set {key} to {candidates} at most, or enlarge the gallery"
+            )
+
+
+def _check_members(query: Query, evaluation: EvaluationSet, gallery: Container[str]) -> None:
+    where = f"evaluation set {evaluation.name!r}, query {query.id!r}"
+    kept = evaluation.members_only and not evaluation.remove_reference
+    names = [name for name in query.members if kept or name != query.reference]
+    if not names:
+        others = "it is to be ranked among them alone" if evaluation.members_only else "other queries have some"
+        raise UserError(f"{where}: no members besides the reference, but {others}; give every query its members")
+    if missing := [name for name in names if name not in gallery]:
+        raise UserError(f"{where}: member {missing[0]!r} is not in the gallery; add it there or take it out of the members")
+    if query.targets and query.targets[0] not in names:
+        raise UserError(f"{where}: the target {query.targets[0]!r} is not among the members besides the reference; add it")
+    if not evaluation.members_only and (k := max(evaluation.subset_recall_at, default=0)) > len(names):
+        raise UserError(f"{where}: R_subset@{k} of {len(names)} members; set subset_recall_at to {len(names)} at most")
