@@ -11,6 +11,8 @@ import yaml
 from fakes.circo import TEST, write_circo
 from fakes.cirr import EMPTY, write_cirr
 from fakes.genecis import QUERIES, write_genecis
+from fakes.triplets import CATEGORIES as SHAPES
+from fakes.triplets import write_triplets
 
 from cir_lightning.cli import main
 
@@ -69,6 +71,12 @@ MINIATURES = {
         at("R", 1, 2, 3),
         4 * QUERIES,
         zero_shot=True,
+    ),
+    "triplets": Miniature(
+        write_triplets,
+        {f"triplets/{shape}": count for shape, count in SHAPES.items()} | {"triplets/avg": 56},
+        at("R", 1, 5, 10) | at("R_subset", 1, 2),  # of 40 pictures, of 3 look-alikes
+        56,
     ),
 }
 
