@@ -13,6 +13,8 @@ from fakes.cirr import EMPTY, write_cirr
 from fakes.fashioniq import CATEGORIES, write_fashioniq
 from fakes.genecis import QUERIES, write_genecis
 from fakes.shoes import write_shoes
+from fakes.triplets import CATEGORIES as SHAPES
+from fakes.triplets import write_triplets
 
 from cir_lightning.cli import main
 
@@ -80,6 +82,12 @@ MINIATURES = {
         at("R", 1, 2, 3),
         4 * QUERIES,
         zero_shot=True,
+    ),
+    "triplets": Miniature(
+        write_triplets,
+        {f"triplets/{shape}": count for shape, count in SHAPES.items()} | {"triplets/avg": 56},
+        at("R", 1, 5, 10) | at("R_subset", 1, 2),  # of 40 pictures, of 3 look-alikes
+        56,
     ),
 }
 
