@@ -1,4 +1,8 @@
-"""A user's own folder of pictures: files by path, whichever way their accents are written."""
+"""A user's own folder of pictures: files by path, whichever way their accents are written.
+
+Paths are plain text inside: pathlib would take minutes over a million pictures.
+"""
+# ruff: noqa: PTH112, PTH118, PTH120
 
 from __future__ import annotations
 
@@ -30,10 +34,11 @@ class PictureTree:
     """
 
     def __init__(self, root: Path, beside: Path, pictures: Path) -> None:
-        self.root, self.beside, self.pictures = root, beside, pictures
+        self.root, self.beside, self.pictures = map(str, (root, beside, pictures))
         self.paths: dict[str, Path] = {}
         self._names: dict[str, str] = {}
-        self._listed: dict[Path, dict[str, os.DirEntry[str]]] = {}
+        self._folders = {self.root: self.root}
+        self._listed: dict[str, dict[str, os.DirEntry[str]]] = {}
 
     def find(self, written: str, place: str) -> str:
         """The name of a picture.
@@ -58,58 +63,60 @@ class PictureTree:
         yield from self._below(self.pictures)
 
     def _look_up(self, written: str, place: str) -> str:
-        paths = [Path(os.path.normpath(base / written)) for base in (self.beside, self.pictures)]
-        if not paths[0].is_relative_to(self.root):
+        paths = [os.path.normpath(os.path.join(base, written)) for base in (self.beside, self.pictures)]
+        inside = [path for path in paths if path.startswith(self.root + os.sep)]
+        if paths[0] not in inside:
             raise UserError(f"{place}: picture {written!r} is outside the data set's folder {self.root}; put it there")
-        found = [self._spelt(path) for path in paths if path.is_relative_to(self.root)]
-        there = [path for path, exists in found if exists]
-        likely = [path for path, _ in reversed(found) if self._entries(path.parent)]
-        return self._remember((*there, *likely, found[0][0])[0])
+        there = [path for path in map(self._spell, inside) if path]
+        likely = [path for path in reversed(inside) if self._entries(self._folder(os.path.dirname(path)))]
+        return self._remember((*there, *likely, inside[0])[0])
 
-    def _spelt(self, path: Path) -> tuple[Path, bool]:
-        """The path as the disk writes it, and whether it exists."""
-        spelt, entry = self.root, None
-        for part in path.relative_to(self.root).parts:
-            entry = self._entries(spelt).get(normalize("NFC", part))
-            spelt /= entry.name if entry else part
-            if entry and entry.is_symlink():
-                self._refuse_escape(spelt)
-        return spelt, entry is not None
+    def _spell(self, path: str) -> str:
+        """A path as the disk writes it; empty if there is none."""
+        folder, name = os.path.split(path)
+        entry = self._entries(self._folder(folder)).get(normalize("NFC", name))
+        if entry and entry.is_symlink():
+            self._refuse_escape(entry.path)
+        return entry.path if entry else ""
 
-    def _below(self, folder: Path) -> Iterator[str]:
+    def _folder(self, path: str) -> str:
+        if path not in self._folders:
+            self._folders[path] = self._spell(path) or path
+        return self._folders[path]
+
+    def _below(self, folder: str) -> Iterator[str]:
         for _, entry in sorted(self._entries(folder).items()):
-            path = folder / entry.name
-            if entry.name.startswith(".") or path == self.root / RUNS:
+            if entry.name.startswith(".") or entry.path == os.path.join(self.root, RUNS):
                 continue
             if entry.is_symlink():
-                self._refuse_escape(path)
+                self._refuse_escape(entry.path)
             if entry.is_dir(follow_symlinks=False):
-                yield from self._below(path)
-            elif path.suffix.lower() in SUFFIXES and not entry.is_dir():  # a link to a folder: what is in there is found there
-                yield self._remember(path)
+                yield from self._below(entry.path)
+            elif Path(entry.name).suffix.lower() in SUFFIXES and not entry.is_dir():  # a link to a folder: what is in there is found there
+                yield self._remember(entry.path)
 
-    def _remember(self, path: Path) -> str:
-        name = normalize("NFC", path.relative_to(self.root).as_posix())
+    def _remember(self, path: str) -> str:
+        name = normalize("NFC", path[len(self.root) + 1 :]).replace(os.sep, "/")
         if not name.isascii() and name.encode(errors="replace").decode() != name:
             raise UserError(f"the name of picture {name!a} is not UTF-8; rename the file")
-        self.paths[name] = path
+        self.paths[name] = Path(path)
         return name
 
-    def _entries(self, folder: Path) -> dict[str, os.DirEntry[str]]:
+    def _entries(self, folder: str) -> dict[str, os.DirEntry[str]]:
         if folder not in self._listed:
             self._listed[folder] = _list(folder)
         return self._listed[folder]
 
-    def _refuse_escape(self, link: Path) -> None:
-        real = link.resolve()
-        if not any(real.is_relative_to(folder.resolve()) for folder in (self.root, self.pictures)):
+    def _refuse_escape(self, link: str) -> None:
+        real = Path(link).resolve()
+        if not any(real.is_relative_to(Path(folder).resolve()) for folder in (self.root, self.pictures)):
             raise UserError(f"{link} is a symbolic link out of the data set's folder, to {real}; copy what it leads to there")
 
 
-def _list(folder: Path) -> dict[str, os.DirEntry[str]]:
+def _list(folder: str) -> dict[str, os.DirEntry[str]]:
     """What a folder has by composed name; nothing if it does not exist."""
     try:
-        entries = list(os.scandir(folder)) if folder.is_dir() else []
+        entries = list(os.scandir(folder)) if os.path.isdir(folder) else []
     except OSError as error:
         raise UserError(f"cannot list {folder} ({error.strerror}); check its permissions") from error
     named: dict[str, os.DirEntry[str]] = {}

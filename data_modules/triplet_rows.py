@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data_modules.errors import UserError
 
@@ -17,9 +18,12 @@ SPLITS = ("train", "val", "test")
 TEXTS, LISTS = ("reference", "caption", "target", "split", "category", "id"), ("targets", "subset")
 SEPARATORS = ",;\t"
 BAR = "|"  # between the names in one CSV cell: Windows allows it in no file name, and elsewhere hardly anybody uses it
+HALF = re.compile("[\ud800-\udfff]")  # one half of a character beyond the first 65,536: no UTF-8 file has it, but JSON can write it
+
+_Record = tuple[int, "dict[str, str]", "dict[str, list[str]]"]  # first line, texts by column, lists by column
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Row:
     """One row; pictures are named as the file does it.
 
@@ -55,9 +59,9 @@ def read_rows(path: Path) -> Iterator[Row]:
     """
     lines_of: dict[str, int] = {}
     line = 0
-    for line, record in _records(path):
-        row = _row(record, line, f"{path}, line {line}")
-        if "id" in record and (before := lines_of.setdefault(row.id, line)) != line:
+    for line, texts, lists in _records(path):
+        row = _row(texts, lists, line, f"{path}, line {line}")
+        if texts.get("id") and (before := lines_of.setdefault(row.id, line)) != line:
             raise UserError(f"{row.place}: the id {row.id!r} is that of line {before}, too; give every row its own, or none")
         yield row
     if not line:
@@ -65,16 +69,16 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def unused_columns(path: Path) -> tuple[str, ...]:
-    """Columns of the first row that nothing here reads.
+    """Columns, or keys of the first line, that nothing here reads.
 
     Raises:
         UserError: see :func:`read_rows`.
     """
-    _, first = next(_records(path), (0, {}))
-    return tuple(name for name in first if name not in TEXTS + LISTS)
+    _, texts, _ = next(_records(path), (0, {}, {}))
+    return tuple(name for name in texts if name not in TEXTS)
 
 
-def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _records(path: Path) -> Iterator[_Record]:
     return _json_records(path) if path.suffix.lower() == ".jsonl" else _csv_records(path)
 
 
@@ -93,8 +97,8 @@ def _lines(path: Path) -> Iterator[str]:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
 
 
-def _csv_records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """First line and cells of each row by column, empty cells left out; the separator is that of the header."""
+def _csv_records(path: Path) -> Iterator[_Record]:
+    """The rows; the separator is that of the header."""
     lines = _lines(path)
     header = next(lines, "")
     separator = max(SEPARATORS, key=header.count)
@@ -114,28 +118,43 @@ def _csv_records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 f"{path}, line {line} has {len(cells)} fields, but the header has {len(columns)} ({', '.join(columns)}); put a text "
                 f'with {separator!r} or a line break inside into "..."'
             )
-        record = {name: cell.strip() for name, cell in zip(columns, cells, strict=False) if cell.strip()}
-        if record:
-            yield line, {name: _split(cell) if name in LISTS else cell for name, cell in record.items()}
+        if any(cells):
+            texts = dict(zip(columns, map(str.strip, cells), strict=True))
+            yield line, texts, {name: _split(texts.pop(name)) for name in LISTS if name in texts}
 
 
 def _split(cell: str) -> list[str]:
-    return [name.strip() for name in cell.split(BAR)]
+    return [name.strip() for name in cell.split(BAR)] if cell else []
 
 
-def _json_records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Line number and object of each line, keys with null left out."""
+def _json_records(path: Path) -> Iterator[_Record]:
     for line, text in enumerate(_lines(path), start=1):
         if not text.strip():
             continue
+        place = f"{path}, line {line}"
         try:
             record = json.loads(text)
         except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {line}, column {error.colno}: broken JSON ({error.msg}); mend it there") from error
+            raise UserError(f"{place}, column {error.colno}: broken JSON ({error.msg}); mend it there") from error
         if not isinstance(record, dict):
-            raise UserError(f"{path}, line {line}: {text.strip()[:40]!r} is no JSON object; write one {{...}} with all its keys per line")
-        _check_columns(list(record), f"{path}, line {line}")
-        yield line, {name: value for name, value in record.items() if value is not None}
+            raise UserError(f"{place}: {text.strip()[:40]!r} is no JSON object; write one {{...}} with all its keys per line")
+        _check_columns(list(record), place)
+        texts = {name: _text(record[name], name, place) if name in TEXTS else "" for name in record if name not in LISTS}
+        yield line, texts, {name: _texts(record[name], name, place) for name in LISTS if name in record}
+
+
+def _text(value: object, name: str, place: str) -> str:
+    if value is None or (name == "id" and isinstance(value, int)):
+        return "" if value is None else str(value)
+    if not isinstance(value, str) or HALF.search(value):
+        raise UserError(f"{place}: {name!r} is {value!a:.40}, not a text; put one into quotes")
+    return value.strip()
+
+
+def _texts(value: object, name: str, place: str) -> list[str]:
+    if value is not None and not isinstance(value, list):
+        raise UserError(f"{place}: {name!r} is {value!a:.40}, not a list; write [...] with all names")
+    return [_text(one, name, place) for one in value or ()]
 
 
 def _check_columns(columns: Sequence[str], place: str, how: str = "") -> None:
@@ -149,42 +168,17 @@ def _check_columns(columns: Sequence[str], place: str, how: str = "") -> None:
         raise UserError(f"{place}: the column {twice[0]!r} comes twice; rename or delete one")
 
 
-def _row(record: Mapping[str, Any], line: int, place: str) -> Row:
-    texts = {name: _text(record[name], name, place) for name in TEXTS if name in record}
-    lists = {name: _names(record[name], name, place) for name in LISTS if name in record}
-    targets = lists.get("targets") or ((texts["target"],) if "target" in texts else ())
-    for name, value in (("reference", texts.get("reference")), ("caption", texts.get("caption")), ("target", targets)):
-        if not value:
-            raise UserError(f"{place}: empty {name}; fill it in, or delete the row")
-    subset = lists.get("subset", ())
+def _row(texts: Mapping[str, str], lists: Mapping[str, list[str]], line: int, place: str) -> Row:
+    reference, caption, split = texts["reference"], texts["caption"], texts.get("split") or "train"
+    targets, subset = lists.get("targets") or [texts.get("target", "")], lists.get("subset", [])
+    if not (reference and caption and all(targets) and all(subset)):
+        what = "caption" if not caption else "reference" if not reference else "target" if not all(targets) else "name in the subset"
+        raise UserError(f"{place}: empty {what}; fill it in, or delete the row")
     if subset and targets[0] not in subset:
         raise UserError(f"{place}: the subset does not have the target {targets[0]!r}; add it to the subset")
-    if subset and targets[0] == texts["reference"]:
+    if subset and targets[0] == reference:
         raise UserError(f"{place}: the target {targets[0]!r} is the reference, which no subset is searched for; leave the subset empty")
-    split = texts.get("split") or "train"
     if split not in SPLITS:
         raise UserError(f"{place}: split {split!r} is none of {', '.join(SPLITS)}; correct it")
-    return Row(
-        place=place,
-        id=texts.get("id") or str(line),
-        reference=texts["reference"],
-        caption=texts["caption"],
-        targets=targets,
-        subset=subset,
-        split=split,
-        category=texts.get("category", ""),
-    )
-
-
-def _text(value: object, name: str, place: str) -> str:
-    if name == "id" and isinstance(value, int):
-        return str(value)
-    if not isinstance(value, str):
-        raise UserError(f"{place}: {name!r} is {str(value)[:40]}, not a text; put it into quotes")
-    return value.strip()
-
-
-def _names(value: object, name: str, place: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(one, str) and one.strip() for one in value):
-        raise UserError(f"{place}: {name!r} is {str(value)[:60]}, not a list of picture names without empty ones; correct it")
-    return tuple(dict.fromkeys(value))
+    distinct = tuple(dict.fromkeys(targets)), tuple(dict.fromkeys(subset))
+    return Row(place, texts.get("id") or str(line), reference, caption, *distinct, split, texts.get("category", ""))

@@ -10,10 +10,12 @@ from PIL import Image, PngImagePlugin
 
 from data_modules import picture_files
 from data_modules.errors import UserError
-from data_modules.images import content_hash, load_image, to_tensor
+from data_modules.images import content_hash, cut, load_image, to_tensor
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from data_modules.images import Transform
 
 
 @pytest.fixture
@@ -134,9 +136,117 @@ def test_square_picture_of_the_size_is_unchanged():
     assert torch.equal(to_tensor(Image.fromarray(pixels), 16), torch.from_numpy(pixels).permute(2, 0, 1))
 
 
-@pytest.mark.parametrize("size", [(1, 500), (500, 1), (1, 1)])
-def test_extreme_proportions(size: tuple[int, int]):
-    assert to_tensor(Image.new("RGB", size, "red"), 8).shape == (3, 8, 8)
+# ---- geometry --------------------------------------------------------------------------------------------------------------------
+
+
+def ramp(width: int, height: int) -> Image.Image:
+    """Red is the column and green the row, so that every pixel says where it comes from."""
+    pixels = np.full((height, width, 3), 99, dtype=np.uint8)
+    pixels[..., 0], pixels[..., 1] = np.arange(width), np.arange(height)[:, None]
+    return Image.fromarray(pixels)
+
+
+def come_from(side: int, scaled: int, offset: int, size: int) -> np.ndarray:
+    """Source coordinate of each of ``size`` pixels after ``side`` was scaled to ``scaled`` and ``offset`` pixels were cut off."""
+    return (np.arange(size) + offset + 0.5) * side / scaled - 0.5
+
+
+def agrees(tensor: torch.Tensor, columns: np.ndarray, rows: np.ndarray, edge: int = 2) -> bool:
+    """Whether pixels come from where they should; next to the edges, where bicubic weights are cut off, anything goes."""
+    inner = slice(edge, len(columns) - edge)
+    red, green, _ = tensor.numpy().astype(float)
+    return bool((abs(red - columns)[:, inner] <= 1).all() and (abs(green - rows[:, None])[inner] <= 1).all())
+
+
+PLAIN = [  # width, height, size -> scaled width and height, columns and rows that are cut off first
+    ((100, 50, 20), (40, 20), (10, 0)),
+    ((50, 100, 20), (20, 40), (0, 10)),
+    ((60, 60, 20), (20, 20), (0, 0)),
+    ((75, 50, 21), (31, 21), (5, 0)),  # 31.5 is cut, not rounded
+    ((73, 50, 20), (29, 20), (4, 0)),  # 4.5 is rounded to even
+    ((50, 78, 20), (20, 31), (0, 6)),  # 5.5 as well
+    ((30, 20, 60), (90, 60), (15, 0)),  # scaled up
+]
+
+
+@pytest.mark.parametrize(("given", "scaled", "offset"), PLAIN)
+def test_plain_scales_the_shorter_side_and_cuts_the_middle_out(given, scaled, offset):
+    width, height, size = given
+    tensor = to_tensor(ramp(width, height), size, "plain")
+    assert tensor.shape == (3, size, size)
+    edge = 2 if size < min(width, height) else 5
+    assert agrees(tensor, come_from(width, scaled[0], offset[0], size), come_from(height, scaled[1], offset[1], size), edge)
+
+
+@pytest.mark.parametrize("given", [(100, 50), (30, 70), (40, 40)])
+def test_squash_keeps_all_of_the_picture(given: tuple[int, int]):
+    tensor = to_tensor(ramp(*given), 20, "squash")
+    assert agrees(tensor, *(come_from(side, 20, 0, 20) for side in given))
+
+
+PADDED = [  # width, height -> black columns and rows on each side
+    ((100, 100), (0, 0)),
+    ((124, 100), (0, 0)),
+    ((125, 100), (0, 0)),  # 125 / 1.25 = 100
+    ((127, 100), (0, 0)),  # 0.8 pixels on each side are cut to none
+    ((130, 100), (0, 2)),  # 104
+    ((133, 100), (0, 3)),  # 106.4: 3.2
+    ((200, 100), (0, 30)),  # 160
+    ((80, 160), (24, 0)),  # 128
+    ((250, 50), (0, 75)),  # 200
+]
+
+
+@pytest.mark.parametrize(("given", "edges"), PADDED)
+def test_pad_adds_black_edges_to_a_ratio_of_five_quarters(given: tuple[int, int], edges: tuple[int, int]):
+    padded = np.pad(np.asarray(ramp(*given)), ((edges[1], edges[1]), (edges[0], edges[0]), (0, 0)))
+    expected = to_tensor(Image.fromarray(padded), 40, "plain")
+    assert torch.equal(to_tensor(ramp(*given), 40, "pad"), expected)
+
+
+def test_pad_of_a_wide_white_picture_by_hand():
+    """200 x 100 becomes 200 x 160, then 50 x 40: black are the first and the last 7.5 rows, which bicubic weights blur over 2 rows."""
+    tensor = to_tensor(Image.new("RGB", (200, 100), "white"), 40, "pad")
+    rows = tensor.float().mean((0, 2))
+    assert (rows[:6] == 0).all()
+    assert (rows[34:] == 0).all()
+    assert (rows[10:30] == 255).all()
+    assert torch.equal(tensor, tensor[:, :, :1].expand(-1, -1, 40))  # no edges on the left and right
+
+
+@pytest.mark.parametrize(
+    ("box", "black"),
+    [
+        ((10, 5, 30, 25), ((0, 0), (0, 0))),  # a square
+        ((10, 5, 40, 25), ((5, 5), (0, 0))),  # 30 x 20
+        ((10, 5, 21, 25), ((0, 0), (4, 5))),  # 11 x 20
+        ((-7, -9, 20, 10), ((5, 5), (0, 0))),  # as far as the picture goes: 20 x 10
+        ((50, 30, 99, 99), ((0, 0), (0, 0))),  # 10 x 10
+    ],
+)
+def test_cut_is_the_part_in_the_box_made_square_by_black_edges(box: tuple[int, int, int, int], black):
+    left, top, right, bottom = box
+    part = np.asarray(ramp(60, 40))[max(0, top) : bottom, max(0, left) : right]
+    assert np.array_equal(np.asarray(cut(ramp(60, 40), box)), np.pad(part, (*black, (0, 0))))
+
+
+def test_cut_without_a_box_is_the_picture():
+    image = ramp(60, 40)
+    assert cut(image, None) is image
+
+
+@pytest.mark.parametrize("box", [(60, 0, 70, 10), (0, 40, 10, 50), (-9, 0, 0, 10), (20, 5, 10, 25), (10, 5, 10, 25)])
+def test_a_box_outside_the_picture_is_refused(box: tuple[int, int, int, int]):
+    with pytest.raises(UserError, match=r"box \(.*\) is not in its picture of 60 x 40 pixels; use the picture that the box is of"):
+        cut(ramp(60, 40), box)
+
+
+@pytest.mark.parametrize("transform", ["letterbox", "pad", "plain", "squash"])
+@pytest.mark.parametrize("size", [(1, 500), (500, 1), (1, 1), (33, 32)])
+def test_every_transform_makes_a_square_of_anything(size: tuple[int, int], transform: Transform):
+    tensor = to_tensor(Image.new("RGB", size, "red"), 8, transform)
+    assert tensor.shape == (3, 8, 8)
+    assert tensor.dtype == torch.uint8
 
 
 def test_content_hash_is_sha256_of_the_bytes(red: Path, tmp_path: Path):
