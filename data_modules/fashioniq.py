@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Category = Literal["dress", "shirt", "toptee"]
 CATEGORIES: tuple[Category, ...] = ("dress", "shirt", "toptee")
+_SPLITS = ("train", "val", "test")
 
 
 class _Protocol(NamedTuple):
@@ -230,9 +231,6 @@ class FashionIQ(CIRDataModule):
                 if name not in known:
                     raise UserError(f"{captions}, record {number}: picture {name!r} is not in {names}; get both files of one version")
         return _Split(tuple(gallery), tuple(records))
-
-
-_SPLITS = ("train", "val", "test")
 
 
 def _record(record: dict[str, Any], place: str) -> _Record:

@@ -10,7 +10,9 @@ import pytest
 import yaml
 from fakes.circo import TEST, write_circo
 from fakes.cirr import EMPTY, write_cirr
+from fakes.fashioniq import CATEGORIES, write_fashioniq
 from fakes.genecis import QUERIES, write_genecis
+from fakes.shoes import write_shoes
 from fakes.triplets import CATEGORIES as SHAPES
 from fakes.triplets import write_triplets
 
@@ -61,8 +63,17 @@ def at(name: str, *ks: int) -> set[str]:
     return {f"{name}@{k}" for k in ks}
 
 
+PROTOCOLS = ("original", "original-noref", "val")
 TASKS = ("focus_attribute", "change_attribute", "focus_object", "change_object")
 MINIATURES = {
+    "fashioniq": Miniature(
+        write_fashioniq,
+        {f"fashioniq/{protocol}/{category}": 27 for protocol in PROTOCOLS for category in CATEGORIES}
+        | {f"fashioniq/{protocol}/avg": 3 * 27 for protocol in PROTOCOLS},
+        at("R", 1, 5, 10, 50) | {"mean"},
+        3 * 12,
+    ),
+    "shoes": Miniature(write_shoes, {"shoes": 21}, at("R", 1, 10, 50) | {"mean"}, 21),
     "cirr": Miniature(write_cirr, {"cirr": 18}, at("R", 1, 5, 10, 50) | at("R_subset", 1, 2, 3) | {"mean"}, 2 * 18),
     "circo": Miniature(write_circo, {"circo": 7}, at("mAP", 5, 10, 25, 50) | at("R", 5, 10, 25, 50), TEST, zero_shot=True),
     "genecis": Miniature(

@@ -150,6 +150,15 @@ def test_missing_pictures_are_named_where_they_should_be(own: Path):
         data.require_pictures(range(len(data.pictures)))
 
 
+def test_skipped_pictures_are_counted_under_every_protocol(tmp_path: Path):
+    write_fashioniq(tmp_path)
+    target = records("dress", "val")[0]["target"]
+    next(tmp_path.glob(f"images/{target}.*")).unlink()
+    data = ready(tmp_path, missing="skip")
+    counts = {one.name: (one.skipped_queries, one.skipped_pictures, len(one.queries)) for one in data.benchmark.val}
+    assert counts == {name: (1, 1, 26) if name.endswith("dress") else (0, 0, 27) for name in counts}
+
+
 def test_categories(miniature: Path):
     data = ready(miniature, categories=("toptee", "dress"))
     assert {triplet.group for triplet in data.triplets} == {"dress", "toptee"}
