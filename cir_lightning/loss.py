@@ -27,8 +27,8 @@ class InfoNCE(nn.Module):
         L = -1/n sum_i log( exp(q_i . t_i / tau) / sum_j exp(q_i . t_j / tau) )
 
     Column j != i is left out of row i where both targets are the same picture: it is no negative. The last ``memory`` targets of earlier
-    batches are further columns, without gradient: negatives that cost nothing and are a little out of date. Each process returns the mean over its
-    own B rows; DDP's average of the gradients is then the gradient of L, also for tau.
+    batches are further columns, without gradient: negatives that cost nothing and are a little out of date. Each process returns the
+    mean over its own B rows; DDP's average of the gradients is then the gradient of L, also for tau.
 
     A learned temperature is ``min_temperature + exp(p)`` with p the parameter. A clamp would give p no gradient at the bound, and tau
     could never rise again. Weight decay would pull p to 0, that is tau to about 1: exclude it.
