@@ -28,7 +28,7 @@ def test_fine_records_pass():
 
 
 @pytest.mark.parametrize(
-    ("benchmark", "message"),
+    ("records", "message"),
     [
         (with_query(targets=("b", "c", "b")), r"target of query 'q' of val/original/dress 'b' is not unique \(1 such values\)"),
         (with_query(members=("a", "b", "d", "d")), r"member of query 'q' of val/original/dress 'd' is not unique"),
@@ -36,9 +36,9 @@ def test_fine_records_pass():
         (with_query(caption="\t\n"), r"empty caption in query 'q' of val/original/dress; write one, or leave the record out"),
     ],
 )
-def test_records_that_would_give_a_wrong_figure_are_refused(benchmark: Benchmark, message: str):
+def test_records_that_would_give_a_wrong_figure_are_refused(records: Benchmark, message: str):
     with pytest.raises(UserError, match=message):
-        validate(benchmark, 60)
+        validate(records, 60)
 
 
 def test_reference_may_be_a_target():
