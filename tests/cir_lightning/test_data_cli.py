@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -63,7 +64,8 @@ def test_ctrl_c_leaves_no_half_file_and_the_next_run_goes_on(site: Site, tmp_pat
     listed(site, tmp_path, "a", "b")
     site.answers = {"/a.jpg": [say(JPG)], "/b.jpg": [site.hang, say(JPG)]}
     command = [sys.executable, "-m", "cir_lightning.cli", "data", "download", "fashioniq", "--root", str(tmp_path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background processes ignore Ctrl-C
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     assert site.seen["/b.jpg"].wait(30)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=30)

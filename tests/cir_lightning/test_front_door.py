@@ -209,12 +209,12 @@ def test_predict_writes_every_query(fitted):
     assert all(len(line["names"]) == 3 and line["reference"] not in line["names"] for line in lines)
 
 
-def test_a_refused_run_leaves_nothing(fitted, tmp_path, capsys):
+def test_a_refused_run_can_be_started_again(fitted, tmp_path, capsys):
+    """Neither config nor checkpoint is left; Lightning opens TensorBoard's file before anything can be refused."""
     options = ["--trainer.default_root_dir", str(tmp_path / "refused"), "--data.init_args.batch_size", "1"]
-    assert "the loss needs in-batch negatives" in refused(["fit", "--config", str(fitted / "tiny.yaml"), *options], capsys)
-    assert not list(tmp_path.rglob("*.yaml"))
-    assert not list(tmp_path.rglob("*.ckpt"))
-    assert not (tmp_path / "refused").exists()
+    for _ in range(2):
+        assert "the loss needs in-batch negatives" in refused(["fit", "--config", str(fitted / "tiny.yaml"), *options], capsys)
+    assert {path.name.split(".")[0] for path in tmp_path.rglob("*") if path.is_file()} <= {"events"}
 
 
 def test_the_progress_bar_can_be_switched_off(fitted):

@@ -40,7 +40,7 @@ def test_fit_then_test(tmp_path):
     (figures, _) = trainer.test(module, datamodule=data, verbose=False)
     metrics = ("R@1", "R@5", "R@10", "R_subset@1", "R_subset@2", "R_subset@3")
     expected = {f"test/tiny/{group}/{metric}" for group in ("colour", "shape", "avg") for metric in metrics}
-    assert set(figures) == expected | {"headline"}
+    assert set(figures) == expected
     assert figures["test/tiny/avg/R@1"] == pytest.approx((figures["test/tiny/colour/R@1"] + figures["test/tiny/shape/R@1"]) / 2)
 
 
