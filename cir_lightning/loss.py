@@ -26,8 +26,9 @@ class InfoNCE(nn.Module):
 
         L = -1/n sum_i log( exp(q_i . t_i / tau) / sum_j exp(q_i . t_j / tau) )
 
-    Column j != i is left out of row i where both targets are the same picture: it is no negative. Each process returns the mean over its
-    own B rows; DDP's average of the gradients is then the gradient of L, also for tau.
+    Column j != i is left out of row i where both targets are the same picture: it is no negative. The last ``memory`` targets of earlier
+    batches are further columns, without gradient: negatives that cost nothing and are a little out of date. Each process returns the
+    mean over its own B rows; DDP's average of the gradients is then the gradient of L, also for tau.
 
     A learned temperature is ``min_temperature + exp(p)`` with p the parameter. A clamp would give p no gradient at the bound, and tau
     could never rise again. Weight decay would pull p to 0, that is tau to about 1: exclude it.
@@ -37,12 +38,14 @@ class InfoNCE(nn.Module):
         temperature: tau, at the start if it is learned.
         learn_temperature: whether tau is trained.
         min_temperature: lower bound of a learned tau; without effect on a fixed one.
+        memory: targets of earlier batches, of all processes, that are negatives, too. They are not in checkpoints: a resumed run collects
+            them anew.
 
     Raises:
-        UserError: ``temperature`` is not above its lower bound, or ``min_temperature`` is negative.
+        UserError: ``temperature`` is not above its lower bound, or ``min_temperature`` is negative; ``memory`` is negative.
 
     Source: CIR-LVLM (arXiv 2412.11087), training objective, after CPC (arXiv 1807.03748), equation 4. Direction, tau, gather and mask are
-    our choices; SPRC too uses ``query_to_target`` and a learnable tau.
+    our choices; SPRC too uses ``query_to_target`` and a learnable tau. Memory: cross-batch memory (arXiv 1912.06798), section 3.2.
 
     Example:
         >>> loss = InfoNCE(temperature=0.5, learn_temperature=False)
@@ -51,6 +54,9 @@ class InfoNCE(nn.Module):
         tensor(0.1269)
     """
 
+    past: Tensor | None
+    past_id: Tensor
+
     def __init__(
         self,
         direction: Literal["both", "query_to_target"] = "query_to_target",
@@ -58,8 +64,11 @@ class InfoNCE(nn.Module):
         *,
         learn_temperature: bool = True,
         min_temperature: float = 0.01,
+        memory: int = 0,
     ) -> None:
         super().__init__()
+        if memory < 0:
+            raise UserError(f"loss: memory={memory} is below 0; set `loss.memory` to 0 or more")
         self.direction = direction
         self.floor = min_temperature if learn_temperature else 0.0
         if not 0 <= self.floor < temperature:
@@ -67,6 +76,9 @@ class InfoNCE(nn.Module):
                 f"loss: temperature={temperature} with min_temperature={min_temperature}, learn_temperature={learn_temperature}; "
                 "set 0 <= `loss.min_temperature` < `loss.temperature`"
             )
+        self.memory = memory
+        self.register_buffer("past", None, persistent=False)
+        self.register_buffer("past_id", None, persistent=False)
         self.log_excess = nn.Parameter(torch.tensor(math.log(temperature - self.floor)), requires_grad=learn_temperature)
 
     @property
@@ -92,11 +104,21 @@ class InfoNCE(nn.Module):
         if len(ids) == 1:
             raise UserError("loss: a batch of 1 has no in-batch negatives; set `data.batch_size` to 2 or more")
         label = torch.arange(len(query), device=query.device) + rank() * len(query)
-        false_negative = (target_id[:, None] == ids).scatter(1, label[:, None], value=False)
-        loss = self._rows(query, targets, label, false_negative)
+        columns, column_ids = self._with_past(targets, ids)
+        false_negative = (target_id[:, None] == column_ids).scatter(1, label[:, None], value=False)
+        loss = self._rows(query, columns, label, false_negative)
         if self.direction == "both":
-            loss = (loss + self._rows(target, gather(query), label, false_negative)) / 2
+            loss = (loss + self._rows(target, gather(query), label, false_negative[:, : len(ids)])) / 2
         return loss
+
+    def _with_past(self, targets: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Targets (n, E) and ids (n,) with those of earlier batches behind them; while training, these are remembered, too."""
+        if not self.memory:
+            return targets, ids
+        columns, column_ids = (targets, ids) if self.past is None else (torch.cat([targets, self.past]), torch.cat([ids, self.past_id]))
+        if self.training:
+            self.past, self.past_id = columns[: self.memory].detach(), column_ids[: self.memory]
+        return columns, column_ids
 
     def _rows(self, rows: Tensor, columns: Tensor, label: Tensor, false_negative: Tensor) -> Tensor:
         """Cross-entropy of rows (B, E) against columns (W * B, E)."""

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
-from data_modules.images import load_image
+from data_modules.images import cut, load_image
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from cir_lightning.retrieval.ranking import Ranking
-    from data_modules.records import EvaluationSet
+    from data_modules.records import EvaluationSet, Picture
 
 CELL, GAP, TEXT = 120, 10, 230  # pixels: side of a picture, space around it, width of the caption column
 RIGHT, FRAME = "#1a9641", 5
@@ -27,7 +26,7 @@ def spread(count: int, rows: int) -> list[int]:
     return [i * count // rows for i in range(rows)]
 
 
-def result_grid(evaluation: EvaluationSet, ranking: Ranking, paths: Mapping[str, Path], rows: Sequence[int]) -> Image.Image:
+def result_grid(evaluation: EvaluationSet, ranking: Ranking, pictures: Mapping[str, Picture], rows: Sequence[int]) -> Image.Image:
     """One row per query: reference, caption with the target's rank, the target, and the first five with right answers framed."""
     width = GAP + 2 * (CELL + GAP) + TEXT + GAP + FIRST * (CELL + GAP) + 2 * GAP
     header = 34
@@ -46,19 +45,19 @@ def result_grid(evaluation: EvaluationSet, ranking: Ranking, paths: Mapping[str,
         draw.text((x, 8), title, fill="black", font=bold)
     for at, row in enumerate(rows):
         query, y = evaluation.queries[row], header + at * (CELL + GAP)
-        _paste(sheet, paths[query.reference], GAP, y)
+        _paste(sheet, pictures[query.reference], GAP, y)
         text = "\n".join(textwrap.wrap(query.caption, 28)[:4])
         draw.multiline_text((GAP + CELL + GAP, y + 8), f"{text}\n\nrank of the target: {int(ranking.ranks[row])}", fill="black", font=font)
-        _paste(sheet, paths[query.targets[0]], target_x, y)
+        _paste(sheet, pictures[query.targets[0]], target_x, y)
         for place, gallery_index in enumerate(ranking.top[row, :FIRST].tolist()):
             name, x = evaluation.gallery[gallery_index], first_x + place * (CELL + GAP)
-            _paste(sheet, paths[name], x, y)
+            _paste(sheet, pictures[name], x, y)
             if name in query.targets:
                 draw.rectangle((x - FRAME, y - FRAME, x + CELL + FRAME - 1, y + CELL + FRAME - 1), outline=RIGHT, width=FRAME)
     return sheet
 
 
-def _paste(sheet: Image.Image, path: Path, x: int, y: int) -> None:
-    picture = load_image(path)
-    picture.thumbnail((CELL, CELL))
-    sheet.paste(picture, (x + (CELL - picture.width) // 2, y + (CELL - picture.height) // 2))
+def _paste(sheet: Image.Image, picture: Picture, x: int, y: int) -> None:
+    image = cut(load_image(picture.path), picture.box)
+    image.thumbnail((CELL, CELL))
+    sheet.paste(image, (x + (CELL - image.width) // 2, y + (CELL - image.height) // 2))

@@ -177,9 +177,9 @@ class ResultPictures(Callback):
             self._draw(trainer, pl_module, "test")  # type: ignore[arg-type]
 
     def _draw(self, trainer: Trainer, module: CIRModule, split: Split) -> None:
-        paths = {picture.name: picture.path for picture in module.data.pictures}
+        pictures = {picture.name: picture for picture in module.data.pictures}
         for name, (evaluation, ranking) in module.rankings.items():
-            grid = result_grid(evaluation, ranking, paths, spread(len(evaluation.queries), ROWS))
+            grid = result_grid(evaluation, ranking, pictures, spread(len(evaluation.queries), ROWS))
             file = self.folder / split / f"{name.replace('/', '-')}.png"
             replace_file(file, partial(grid.save, format="PNG"))
             for logger in trainer.loggers:

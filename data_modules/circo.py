@@ -74,6 +74,12 @@ class CIRCO(ZeroShotDataModule):
         )
         self.root, self.train, self.shared_concept = Path(root).expanduser(), train, shared_concept
 
+    @property
+    def official(self) -> dict[str, int]:
+        """The counts of CIRCO and of COCO's unlabeled pictures; see :class:`CIRDataModule`."""
+        queries = {"val/circo queries": 220, "hidden/circo queries": 800}
+        return queries | {"val/circo gallery": 123_403, "hidden/circo gallery": 123_403}
+
     def read_own(self) -> Benchmark:
         """Read val, test and the list of COCO's pictures."""
         pictures = self._pictures()

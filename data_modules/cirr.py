@@ -74,6 +74,14 @@ class CIRR(CIRDataModule):
         )
         self.root = Path(root).expanduser()
 
+    @property
+    def official(self) -> dict[str, int]:
+        """The counts of rc2; papers say 4,184 queries of val, which is a misprint. See :class:`CIRDataModule`."""
+        counts = {"train triplets": 28_225, "val/cirr queries": 4_181, "val/cirr gallery": 2_297}
+        for name in ("cirr", "cirr/subset"):
+            counts |= {f"hidden/{name} queries": 4_148, f"hidden/{name} gallery": 2_315}
+        return counts
+
     def read(self) -> Benchmark:
         """Read the captions and the split files of train, val and test1."""
         splits = {split: self._paths(split) for split in ("train", "val", "test1")}

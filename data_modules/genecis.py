@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Task = Literal["focus_attribute", "change_attribute", "focus_object", "change_object"]
 TASKS: tuple[Task, ...] = ("focus_attribute", "change_attribute", "focus_object", "change_object")
+QUERIES = {"focus_attribute": 2_000, "change_attribute": 2_112, "focus_object": 1_960, "change_object": 1_960}
 FIELDS = {"reference": dict, "target": dict, "gallery": list, "condition": str}
 VISUAL_GENOME = ("VG_100K_all", "VG_100K", "VG_100K_2")  # all of version 1.2 as the authors have it; its two archives
 DILATION = 0.7  # of the object's width and height
@@ -77,6 +78,11 @@ class GeneCIS(ZeroShotDataModule):
         )
         require(len(tasks) == len(set(tasks)) > 0, "tasks", tasks, f"some of {', '.join(TASKS)}, each once")
         self.root, self.train, self.tasks = Path(root).expanduser(), train, tasks
+
+    @property
+    def official(self) -> dict[str, int]:
+        """The counts of the annotation files; see :class:`CIRDataModule`."""
+        return {f"val/genecis/{task} queries": QUERIES[task] for task in self.tasks}
 
     def read_own(self) -> Benchmark:
         """Read the annotation files of the tasks."""

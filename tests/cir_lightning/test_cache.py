@@ -174,13 +174,13 @@ def test_cir_cache_says_where(paths, tmp_path, monkeypatch):
 
 
 def test_a_box_is_a_picture_of_its_own(paths, folder):
-    """Two parts of one file, white where they reach beyond its edge."""
+    """Two parts of one file, cut off at its edges and made square by black ones."""
     tower = TinyTower()
-    parts = [Picture(str(box), paths[0], str(box), box=box) for box in ((0, 0, 24, 24), (24, 24, 60, 60))]
+    parts = [Picture(str(box), paths[0], str(box), box=box) for box in ((0, 0, 24, 24), (24, 30, 60, 60))]
     whole, *found = FeatureCache(tower, folder=folder).features([*pictures(paths[:1]), *parts])
     image = Image.open(paths[0]).convert("RGB")
-    beyond = Image.new("RGB", (36, 36), "white")
-    beyond.paste(image.crop((24, 24, 48, 48)))
+    beyond = Image.new("RGB", (24, 24), "black")
+    beyond.paste(image.crop((24, 30, 48, 48)), (0, 3))
     expected = tower(torch.stack([to_tensor(part, 32) for part in (image.crop((0, 0, 24, 24)), beyond)]))
     assert torch.equal(torch.stack(found), expected)
     assert not torch.equal(whole, found[0])

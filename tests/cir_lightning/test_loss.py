@@ -108,3 +108,40 @@ def test_autocast_does_not_touch_the_logits():
 def test_the_example_in_the_docstring_runs():
     result = doctest.testmod(cir_lightning.loss, extraglobs={"torch": torch})
     assert (result.attempted, result.failed) == (3, 0)
+
+
+def test_targets_of_earlier_batches_are_negatives_without_gradient():
+    """Against the formula in numpy; the second target of the first batch is the first one's picture again, so it is no negative there."""
+    generator = torch.Generator().manual_seed(0)
+    batches = [[F.normalize(torch.randn(3, 4, generator=generator), dim=1).requires_grad_() for _ in range(2)] for _ in range(3)]
+    ids = [torch.tensor(row) for row in ([1, 2, 3], [4, 5, 2], [2, 6, 7])]
+    loss = InfoNCE(temperature=0.5, learn_temperature=False, memory=4)
+    got = [loss(query, target, one) for (query, target), one in zip(batches, ids, strict=True)]
+
+    past = torch.cat([batches[1][1], batches[0][1][:1]]).detach()  # the four newest: the second batch, one of the first
+    past_id = torch.tensor([4, 5, 2, 1])
+    query, target = batches[2]
+    logits = (query @ torch.cat([target, past]).T / 0.5).detach().numpy()
+    columns = torch.cat([ids[2], past_id]).numpy()
+    rows = []
+    for i, row in enumerate(logits):
+        kept = [j for j in range(len(row)) if j == i or columns[j] != ids[2][i]]
+        rows.append(np.log(np.exp(row[kept] - row[i]).sum()))
+    assert got[2].item() == pytest.approx(np.mean(rows), abs=1e-6)
+    got[2].backward()
+    assert batches[2][1].grad is not None
+    assert batches[1][1].grad is None
+
+
+def test_the_memory_is_filled_by_training_alone_and_is_in_no_checkpoint():
+    loss = InfoNCE(memory=4).eval()
+    loss(torch.eye(2), torch.eye(2), torch.tensor([1, 2]))
+    assert loss.past is None
+    loss.train()(torch.eye(2), torch.eye(2), torch.tensor([1, 2]))
+    assert loss.past.shape == (2, 2)
+    assert set(loss.state_dict()) == {"log_excess"}
+
+
+def test_a_negative_memory_is_refused():
+    with pytest.raises(UserError, match=r"loss: memory=-1 is below 0; set `loss\.memory` to 0 or more"):
+        InfoNCE(memory=-1)

@@ -16,7 +16,7 @@ from cir_lightning.results import COMBINER, Predictions, ResultsTable, make_row,
 from cir_lightning.retrieval import report
 from cir_lightning.retrieval.ranking import rank
 from data_modules.errors import UserError
-from data_modules.records import EvaluationSet, Published, Query, Submission
+from data_modules.records import EvaluationSet, Picture, Published, Query, Submission
 
 NAMES = tuple("abcdefgh")
 SET = EvaluationSet(
@@ -204,18 +204,18 @@ def test_spread(count, rows, expected):
 
 
 @pytest.fixture
-def paths(tmp_path):
+def pictures(tmp_path):
     """Pictures whose red channel says which they are; one is wide, one large."""
-    paths = {}
+    pictures = {}
     for at, name in enumerate(NAMES):
         size = {"b": (400, 100), "c": (300, 300)}.get(name, (120, 120))
         Image.new("RGB", size, (20 * at + 10, 0, 0)).save(tmp_path / f"{name}.png")
-        paths[name] = tmp_path / f"{name}.png"
-    return paths
+        pictures[name] = Picture(name, tmp_path / f"{name}.png", name)
+    return pictures
 
 
-def test_the_grid_shows_reference_target_and_the_first_five_with_right_answers_framed(paths):
-    sheet = result_grid(SET, ranking(), paths, [0, 1])
+def test_the_grid_shows_reference_target_and_the_first_five_with_right_answers_framed(pictures):
+    sheet = result_grid(SET, ranking(), pictures, [0, 1])
     header, cell = 34, CELL + GAP
     assert sheet.size == (2 * cell + TEXT + 5 * cell + 4 * GAP, header + 2 * cell + GAP)
     target_x = GAP + cell + TEXT + GAP
@@ -233,13 +233,19 @@ def test_the_grid_shows_reference_target_and_the_first_five_with_right_answers_f
             assert all((sheet.getpixel(c) == frame) is framed for c in corners), (line, place)
 
 
-def test_the_grid_keeps_proportions(paths):
-    sheet = result_grid(SET, ranking(), paths, [1])  # the reference is 400 x 100
+def test_the_grid_keeps_proportions(pictures):
+    sheet = result_grid(SET, ranking(), pictures, [1])  # the reference is 400 x 100
     column = [sheet.getpixel((GAP + CELL // 2, 34 + y)) for y in range(CELL)]
     assert sum(pixel != (255, 255, 255) for pixel in column) == 30
 
 
-def test_the_grid_prints_captions_and_ranks_in_the_text_column(paths):
-    lines = [result_grid(SET, ranking(), paths, [row]).crop((2 * GAP + CELL, 34, 2 * GAP + CELL + TEXT, 160)) for row in (0, 1, 0)]
+def test_the_grid_shows_the_box_of_a_picture(pictures):
+    box = {"b": replace(pictures["b"], box=(0, 0, 100, 100))}
+    sheet = result_grid(SET, ranking(), pictures | box, [1])
+    assert [sheet.getpixel((GAP + CELL // 2, 34 + y)) for y in (15, 105)] == [(30, 0, 0)] * 2
+
+
+def test_the_grid_prints_captions_and_ranks_in_the_text_column(pictures):
+    lines = [result_grid(SET, ranking(), pictures, [row]).crop((2 * GAP + CELL, 34, 2 * GAP + CELL + TEXT, 160)) for row in (0, 1, 0)]
     assert lines[0].tobytes() == lines[2].tobytes() != lines[1].tobytes()
     assert lines[0].convert("L").getextrema()[0] < 100

@@ -60,6 +60,7 @@ def test_counts_are_those_of_the_benchmark(real: Benchmark):
     (val,), (test,) = real.val, real.hidden
     assert (len(val.queries), len(test.queries)) == (220, 800)
     assert len(val.gallery) == len(test.gallery) == len(real.pictures) == 123_403
+    assert sorted(CIRCO().official.values()) == [220, 800, 123_403, 123_403]
     counts = [len(query.targets) for query in val.queries]
     assert (min(counts), max(counts), round(sum(counts) / len(counts), 2)) == (1, 14, 4.16)
     assert [query.id for query in test.queries] == [str(number) for number in range(800)]

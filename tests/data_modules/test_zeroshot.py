@@ -37,7 +37,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def circo(root: Path, train: CIRDataModule | None = None, **options: Any) -> CIRCO:
-    return CIRCO(str(root / "circo"), train, **options)
+    return CIRCO(str(root / "circo"), train, **{"batch_size": 6, **options})
 
 
 def test_only_what_the_triplets_need_is_added():
@@ -56,7 +56,7 @@ def test_a_training_set_has_triplets(root: Path):
 
 
 def test_training_is_that_of_the_other_and_evaluation_its_own(root: Path):
-    data = circo(root, CIRR(str(root / "cirr")), batch_size=6)
+    data = circo(root, CIRR(str(root / "cirr")))
     data.prepare_data()
     data.setup("fit")
     assert data.triplets == CIRR(str(root / "cirr")).read().triplets
