@@ -41,14 +41,13 @@ def run(argv: list[str]) -> int:
         return 0
     name, *options = argv
     kind = find_benchmark(name)
-    parser = _Parser(prog=f"cir data check {name}", description=HELP.partition("\n\n")[2])
-    parser.allow_abbrev = False
+    parser = _Parser(prog=f"cir data check {name}", description=HELP.partition("\n\n")[2], allow_abbrev=False)
     parser.add_argument("--fast", action="store_true", help="only see whether the files exist, and do not open them")
     parser.add_class_arguments(kind, skip={"train"})  # of a zero-shot benchmark: another one, with a check of its own
     asked: dict[str, Any] = parser.parse_args(options).as_dict()
     fast = asked.pop("fast")
     data = kind(**asked)
     report = check(data, fast=fast)
-    write_lists(report, data.root)
     print(to_text(report, data.root))
+    write_lists(report, data.root)
     return 0 if report.complete else 1

@@ -102,16 +102,12 @@ def check(data: CIRDataModule, *, fast: bool = False) -> Report:
 
 def _parts(benchmark: Benchmark) -> Iterator[Part]:
     path_of = {picture.name: picture.path for picture in benchmark.pictures}
-    groups = {triplet.group for triplet in benchmark.triplets}
-    for group in (None, *sorted(groups if 1 < len(groups) <= MAX_GROUPS else ())):
-        chosen = [triplet for triplet in benchmark.triplets if group in {None, triplet.group}]
-        names = {name for triplet in chosen for name in (triplet.reference, triplet.target)}
-        if group is None:
-            names.update(benchmark.unpaired)
+    groups = {triplet.group for triplet in benchmark.triplets} - {""}
+    for group in ("", *sorted(groups if len(groups) <= MAX_GROUPS else ())):
+        chosen = [triplet for triplet in benchmark.triplets if group in {"", triplet.group}]
+        names = {name for triplet in chosen for name in (triplet.reference, triplet.target)} | set(() if group else benchmark.unpaired)
         if names:
-            yield Part(
-                "train" if group is None else f"train/{group}", {"triplets": len(chosen)}, frozenset(path_of[name] for name in names)
-            )
+            yield Part(f"train/{group}".rstrip("/"), {"triplets": len(chosen)}, frozenset(path_of[name] for name in names))
     for split, sets in (("val", benchmark.val), ("test", benchmark.test), ("hidden", benchmark.hidden)):
         for one in sets:
             names = {*one.gallery, *(query.reference for query in one.queries)}

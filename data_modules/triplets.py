@@ -129,8 +129,8 @@ class Triplets(CIRDataModule):
 
     def _below(self, name: str, key: str) -> Path:
         path = Path(os.path.normpath(self.root / name))
-        if not path.is_relative_to(self.root) or not (path.is_dir() if key == "pictures" else path.is_file()):
-            what = "folder" if key == "pictures" else "file"
+        exists, what = (path.is_file(), "file") if key == "file" else (path.is_dir(), "folder")
+        if not exists or not path.is_relative_to(self.root):
             raise UserError(f"triplets: no {what} {name!r} under root={str(self.root)!r}; set --data.{key} to one that is there")
         return path
 

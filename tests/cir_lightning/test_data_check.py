@@ -34,6 +34,15 @@ def test_exit_codes_and_lists(root: Path, capsys: pytest.CaptureFixture[str]):
     assert (root / "missing.tsv").read_text() == "images/red bar.png\tno such file\n"
 
 
+def test_a_folder_that_cannot_be_written_does_not_cost_the_report(root: Path, capsys: pytest.CaptureFixture[str]):
+    (root / "images" / "red bar.png").unlink()
+    (root / "missing.tsv").mkdir()
+    assert main(["data", "check", "triplets", "--root", str(root)]) == 2
+    out, error = capsys.readouterr()
+    assert "1 of 40 picture files do not exist" in out
+    assert "cannot write" in error
+
+
 def test_options_of_the_benchmark(root: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["data", "check", "triplets", "--fast", f"--root={root}", "--gallery=split", "--val_share", "0.2"]) == 0
     out = capsys.readouterr().out
