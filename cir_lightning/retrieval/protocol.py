@@ -14,29 +14,28 @@ import torch
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import Tensor
 
     from data_modules.records import EvaluationSet, Query
 
 
-Parts = tuple[tuple[int, int], ...]
-
-
 @dataclass(frozen=True, slots=True, eq=False)
-class Columns:
-    """Which picture has which column: pictures of the same galleries lie side by side, so that every gallery is a few slices.
+class Gallery:
+    """A gallery in columns.
 
     Attributes:
-        pictures: (U + 1,) int64, the picture of each column: its place in the embedding table; P at the end.
-        of: (P + 1,) int64, the column of each picture; U for pictures of no gallery, and at the end.
-        parts: gallery -> first column and end of each slice that it consists of.
+        at: picture name -> gallery index.
+        columns: (G + 1,) int64, the column of each picture; U at the end.
+        index: (U + 1,) int64, the gallery index of each column; G for columns of other pictures.
+        parts: first column and end of each slice that the gallery consists of.
     """
 
-    pictures: Tensor
-    of: Tensor
-    parts: dict[tuple[str, ...], Parts]
+    at: dict[str, int]
+    columns: Tensor
+    index: Tensor
+    parts: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,8 +44,7 @@ class View:
 
     Attributes:
         evaluation: the set.
-        parts: first column and end of each slice that its gallery consists of.
-        index: (U + 1,) int64, gallery index of each column; G where it is not of this gallery.
+        gallery: its gallery.
         right: (Nq, T) int64, columns of the right answers as listed; U for those that are not ranked.
         removed: (Nq, 1) int64, columns of the references that are taken out of the gallery's slices; U where none is.
         members: (Nq, M) int64, columns: with ``members_only`` of the pictures to rank, otherwise of the wrong pictures among the members
@@ -56,8 +54,7 @@ class View:
     """
 
     evaluation: EvaluationSet
-    parts: Parts
-    index: Tensor
+    gallery: Gallery
     right: Tensor
     removed: Tensor
     members: Tensor
@@ -65,52 +62,61 @@ class View:
     length: int
 
 
-def lay_out(evaluations: Sequence[EvaluationSet], place: Mapping[str, int]) -> Columns:
-    """Give every picture of some galleries a column; within a slice, columns are in the order of the embedding table.
+def lay_out(galleries: Iterable[tuple[str, ...]], place: Mapping[str, int]) -> tuple[Tensor, dict[tuple[str, ...], Gallery]]:
+    """Give every picture of some galleries a column.
+
+    Pictures of the same galleries lie side by side, so that every gallery is a few slices; within a slice, they are in the order of the
+    table.
 
     Args:
-        evaluations: sets with the same queries.
+        galleries: picture names of each, without duplicates.
         place: picture name -> place in the embedding table.
+
+    Returns:
+        (U + 1,) int64, the picture of each column as its place in the table, with P at the end; and the galleries by their names.
     """
-    galleries = tuple(dict.fromkeys(evaluation.gallery for evaluation in evaluations))
+    places = {names: torch.tensor([place[name] for name in names]) for names in dict.fromkeys(galleries)}
     kind = torch.zeros(len(place) + 1, dtype=torch.int64)  # bit i: in gallery i
-    kind[-1] = 1 << len(galleries)
-    for bit, gallery in enumerate(galleries):
-        kind[[place[name] for name in gallery]] += 1 << bit
-    pictures = kind.argsort(stable=True)[int((kind == 0).sum()) :]
-    of = torch.full_like(kind, len(pictures) - 1)
-    of[pictures] = torch.arange(len(pictures))
-    kinds, widths = kind[pictures].unique_consecutive(return_counts=True)  # type: ignore[no-untyped-call]
+    kind[-1] = 1 << len(places)
+    for bit, pictures in enumerate(places.values()):
+        kind[pictures] += 1 << bit
+    order = kind.argsort(stable=True)[int((kind == 0).sum()) :]
+    column = torch.empty_like(kind)
+    column[order] = torch.arange(len(order))
+    kinds, widths = kind[order].unique_consecutive(return_counts=True)  # type: ignore[no-untyped-call]
     ends = widths.cumsum(0)
     slices = list(zip(kinds.tolist(), (ends - widths).tolist(), ends.tolist(), strict=True))
-    parts = {gallery: tuple((start, end) for bits, start, end in slices if bits >> bit & 1) for bit, gallery in enumerate(galleries)}
-    return Columns(pictures, of, parts)
+    found = {}
+    for bit, (names, pictures) in enumerate(places.items()):
+        columns = torch.cat([column[pictures], column[-1:]])
+        index = torch.full_like(order, len(names))
+        index[columns] = torch.arange(len(columns))
+        parts = tuple((start, end) for bits, start, end in slices if bits >> bit & 1)
+        found[names] = Gallery({name: i for i, name in enumerate(names)}, columns, index, parts)
+    return order, found
 
 
-def view(evaluation: EvaluationSet, columns: Columns, place: Mapping[str, int], top: int) -> View:
+def view(evaluation: EvaluationSet, gallery: Gallery, top: int) -> View:
     """Check an evaluation set and find its columns.
 
     Args:
-        evaluation: one of the sets that were laid out.
-        columns: where their pictures are.
-        place: picture name -> place in the embedding table.
+        evaluation: the set.
+        gallery: its gallery.
         top: longest list that is wanted.
 
     Raises:
         UserError: there are no queries; members are missing or are not in the gallery; a K exceeds the number of pictures to rank.
     """
-    at = {name: index for index, name in enumerate(evaluation.gallery)}
     if not evaluation.queries:
         raise UserError(f"evaluation set {evaluation.name!r} has no queries; check its annotation file and split")
-    alone, removes = evaluation.members_only, evaluation.remove_reference
+    alone, removes, nowhere = evaluation.members_only, evaluation.remove_reference, len(evaluation.gallery)
     has_subset = not alone and any(query.members for query in evaluation.queries)
     if alone or has_subset:
         for query in evaluation.queries:
-            _check_members(query, evaluation, at)
-    nowhere = len(at)
-    reference = _rectangle([(query.reference,) for query in evaluation.queries], at)
-    right = _rectangle([query.targets for query in evaluation.queries], at)
-    members = _rectangle([query.members for query in evaluation.queries], at)
+            _check_members(query, evaluation, gallery)
+    reference = _rectangle([(query.reference,) for query in evaluation.queries], gallery)
+    right = _rectangle([query.targets for query in evaluation.queries], gallery)
+    members = _rectangle([query.members for query in evaluation.queries], gallery)
     if removes or has_subset:
         members[members == reference] = nowhere
     if removes:
@@ -121,28 +127,25 @@ def view(evaluation: EvaluationSet, columns: Columns, place: Mapping[str, int], 
         members[_among(members, right)] = nowhere
     candidates = int((members < nowhere).sum(dim=1).min()) if alone else nowhere - removes
     _check_k(evaluation, candidates)
-    column = columns.of[[*(place[name] for name in evaluation.gallery), -1]]
-    index = torch.full_like(columns.pictures, nowhere)
-    index[column] = torch.arange(nowhere + 1)
     return View(
         evaluation=evaluation,
-        parts=columns.parts[evaluation.gallery],
-        index=index,
-        right=column[right],
-        removed=column[reference if removes and not alone else torch.full_like(reference, nowhere)],
-        members=column[members],
+        gallery=gallery,
+        right=gallery.columns[right],
+        removed=gallery.columns[reference if removes and not alone else torch.full_like(reference, nowhere)],
+        members=gallery.columns[members],
         has_subset=has_subset,
         length=min(top, candidates),
     )
 
 
-def _rectangle(rows: Sequence[tuple[str, ...]], at: Mapping[str, int]) -> Tensor:
+def _rectangle(rows: Sequence[tuple[str, ...]], gallery: Gallery) -> Tensor:
     """Gallery indices of names as (Nq, longest row, at least 1) int64; G for names that are not there and beyond the end of a row."""
-    width, nowhere = max(1, *map(len, rows)), len(at)
-    flat: list[int] = []
-    for row in rows:
-        flat += [at.get(name, nowhere) for name in row] + [nowhere] * (width - len(row))
-    return torch.tensor(flat).view(len(rows), width)
+    nowhere = len(gallery.at)
+    lengths = torch.tensor([len(row) for row in rows])[:, None]
+    indices = torch.full((len(rows), max(1, int(lengths.max()))), nowhere)
+    filled = torch.arange(indices.shape[1]) < lengths
+    indices[filled] = torch.tensor([gallery.at.get(name, nowhere) for row in rows for name in row], dtype=torch.int64)
+    return indices
 
 
 def _among(some: Tensor, others: Tensor) -> Tensor:
@@ -160,14 +163,14 @@ def _check_k(evaluation: EvaluationSet, candidates: int) -> None:
             )
 
 
-def _check_members(query: Query, evaluation: EvaluationSet, gallery: Container[str]) -> None:
+def _check_members(query: Query, evaluation: EvaluationSet, gallery: Gallery) -> None:
     where = f"evaluation set {evaluation.name!r}, query {query.id!r}"
     kept = evaluation.members_only and not evaluation.remove_reference
     names = [name for name in query.members if kept or name != query.reference]
     if not names:
         others = "it is to be ranked among them alone" if evaluation.members_only else "other queries have some"
         raise UserError(f"{where}: no members besides the reference, but {others}; give every query its members")
-    if missing := [name for name in names if name not in gallery]:
+    if missing := [name for name in names if name not in gallery.at]:
         raise UserError(f"{where}: member {missing[0]!r} is not in the gallery; add it there or take it out of the members")
     if query.targets and query.targets[0] not in names:
         raise UserError(f"{where}: the target {query.targets[0]!r} is not among the members besides the reference; add it")

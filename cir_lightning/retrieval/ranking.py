@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from cir_lightning.retrieval.protocol import Columns, Parts, View
+    from cir_lightning.retrieval.protocol import Gallery, View
     from data_modules.records import EvaluationSet
 
 MEMORY = 2**28  # bytes
@@ -58,7 +58,7 @@ def rank(queries: Tensor, gallery: Tensor, evaluation: EvaluationSet, *, top: in
         queries: (Nq, E) float of any precision; row i is ``evaluation.queries[i]``.
         gallery: (G, E) float of any precision; row i is ``evaluation.gallery[i]``.
         evaluation: queries, gallery and protocol.
-        top: length of the ranked lists; n = min(top, pictures to rank for the query that has the fewest).
+        top: length of the ranked lists, 0 for none; n = min(top, pictures to rank for the query that has the fewest).
         memory: see :func:`rank_all`.
 
     Raises:
@@ -106,7 +106,7 @@ def rank_all(
         evaluations: the sets.
         rows: of each set, (Nq,) int64: rows of ``queries`` that are its queries.
         names: picture names, without duplicates, those of all galleries among them.
-        top: length of the ranked lists; n = min(top, pictures to rank for the query that has the fewest).
+        top: length of the ranked lists, 0 for none; n = min(top, pictures to rank for the query that has the fewest).
         memory: bytes that the scores of a chunk of queries may take; it does not change the result.
 
     Returns:
@@ -118,77 +118,88 @@ def rank_all(
     _check_finite(gallery, "gallery picture", names)
     place = {name: index for index, name in enumerate(names)}
     same: dict[tuple[tuple[str, str], ...], list[int]] = {}
-    for number, evaluation in enumerate(evaluations):
+    for number, (evaluation, _) in enumerate(zip(evaluations, rows, strict=True)):
         same.setdefault(tuple((query.reference, query.caption) for query in evaluation.queries), []).append(number)
     rankings: dict[int, Ranking] = {}
     for numbers in same.values():
-        columns = lay_out([evaluations[number] for number in numbers], place)
-        views = [view(evaluations[number], columns, place, top) for number in numbers]
+        pictures, galleries = lay_out([evaluations[number].gallery for number in numbers], place)
+        views = [view(evaluations[number], galleries[evaluations[number].gallery], top) for number in numbers]
         asked = queries[rows[numbers[0]].to(queries.device)]
-        rankings |= zip(numbers, _rank_views(asked, gallery, columns, views, memory), strict=True)
+        rankings |= zip(numbers, _rank_views(asked, gallery, pictures, views, memory), strict=True)
     return [rankings[number] for number in range(len(evaluations))]
 
 
-def _rank_views(queries: Tensor, table: Tensor, columns: Columns, views: Sequence[View], memory: int) -> Iterable[Ranking]:
-    """Rank for queries (Nq, E) that all the views have."""
+def _rank_views(queries: Tensor, table: Tensor, pictures: Tensor, views: Sequence[View], memory: int) -> Iterable[Ranking]:
+    """Rank the pictures of columns (U + 1,) for queries (Nq, E) that all the views have."""
     first = views[0].evaluation
     _check_finite(queries, f"evaluation set {first.name!r}, query", [query.id for query in first.queries])
     device = torch.device("cpu") if queries.device.type == "mps" else queries.device  # MPS has no float64
-    width = len(columns.pictures)
-    chunk = max(1, min(CHUNK, len(queries), memory // (BYTES * width)))
-    matrix = torch.full((chunk, width), -torch.inf, device=device)
-    place = columns.pictures.to(device)
+    chunk = max(1, min(CHUNK, len(queries), memory // (BYTES * len(pictures))))
+    matrix = torch.full((chunk, len(pictures)), -torch.inf, device=device)
+    place = pictures.to(device)
+    answers = [next(i for i, other in enumerate(views) if torch.equal(one.right, other.right)) for one in views]
     chunks: list[list[list[Tensor]]] = [[] for _ in views]
     for start in range(0, len(queries), chunk):
         rows = slice(start, min(start + chunk, len(queries)))
         scores = matrix[: rows.stop - rows.start]
-        inner_products(queries[rows], table, columns.pictures[:-1].to(table.device), out=scores[:, :-1])
+        inner_products(queries[rows], table, pictures[:-1].to(table.device), out=scores[:, :-1])
         lists = _lists(scores, place, views)
-        for one, done in zip(views, chunks, strict=True):
-            done.append([result.cpu() for result in (*_ranks(scores, rows, one), *_top(scores, rows, one, lists, place))])
+        counts: dict[tuple[int, tuple[int, int]], Tensor] = {}
+        for one, key, done in zip(views, answers, chunks, strict=True):
+            results = (*_ranks(scores, rows, one, key, counts), *_top(scores, rows, one, lists, place))
+            done.append([result.cpu() for result in results])
     return map(_assemble, views, chunks)
 
 
-def _lists(scores: Tensor, place: Tensor, views: Sequence[View]) -> dict[Parts, Tensor]:
+def _lists(scores: Tensor, place: Tensor, views: Sequence[View]) -> dict[Gallery, Tensor]:
     """Columns of each gallery's best pictures, best first; one more than its longest list has, as a reference may be taken out."""
     length = 1 + max(one.length for one in views)
     found: dict[tuple[int, int], Tensor] = {}
     lists = {}
-    for parts in dict.fromkeys(one.parts for one in views if not one.evaluation.members_only):
-        found |= {part: part[0] + best(scores[:, slice(*part)], length) for part in parts if part not in found}
-        lists[parts] = sort_columns(scores, torch.cat([found[part] for part in parts], dim=1), place)[:, :length]
+    for gallery in dict.fromkeys(one.gallery for one in views if one.length and not one.evaluation.members_only):
+        found |= {part: part[0] + best(scores[:, slice(*part)], length) for part in gallery.parts if part not in found}
+        lists[gallery] = sort_columns(scores, torch.cat([found[part] for part in gallery.parts], dim=1), place)[:, :length]
     return lists
 
 
-def _top(scores: Tensor, rows: slice, one: View, lists: dict[Parts, Tensor], place: Tensor) -> tuple[Tensor, Tensor]:
+def _top(scores: Tensor, rows: slice, one: View, lists: dict[Gallery, Tensor], place: Tensor) -> tuple[Tensor, Tensor]:
     """Gallery indices and scores of the ranked lists, (c, n) each."""
-    if one.evaluation.members_only:
-        columns = sort_columns(scores, one.members[rows].to(scores.device), place)[:, : one.length]
-    else:
-        found = lists[one.parts]
+    if one.length and not one.evaluation.members_only:
+        found = lists[one.gallery]
         gap = (found[:, : one.length] == one.removed[rows].to(scores.device)).cumsum(dim=1)
         columns = found.gather(1, torch.arange(one.length, device=scores.device) + gap)
-    return one.index.to(scores.device)[columns], scores.gather(1, columns)
+    else:
+        columns = sort_columns(scores, one.members[rows].to(scores.device), place)[:, : one.length]
+    return one.gallery.index.to(scores.device)[columns], scores.gather(1, columns)
 
 
-def _ranks(scores: Tensor, rows: slice, one: View) -> tuple[Tensor, Tensor, Tensor]:
-    """Ranks (c,), answer ranks (c, T) and subset ranks (c,)."""
+def _ranks(
+    scores: Tensor, rows: slice, one: View, key: int, counts: dict[tuple[int, tuple[int, int]], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ranks (c,), answer ranks (c, T) and subset ranks (c,).
+
+    Args:
+        scores: (c, U + 1) float32.
+        rows: which queries these are.
+        one: the set to read.
+        key: equal for views with equal answers.
+        counts: by key and slice, how many pictures of the slice reach each answer's score, (c, T); the views fill it together.
+    """
     right, removed, members = (columns[rows].to(scores.device) for columns in (one.right, one.removed, one.members))
-    among_members = scores.gather(1, members)
-    pools = [among_members] if one.evaluation.members_only else [scores[:, slice(*part)] for part in one.parts]
-    answers = scores.gather(1, right)
-    not_wrong = scores.gather(1, torch.cat([right, removed], dim=1))
-    ahead = torch.stack(
-        [sum((count_at_least(pool, answer) for pool in pools), -count_at_least(not_wrong, answer)) for answer in answers.T[..., None]],
-        dim=1,
-    )
+    answers, among_members = scores.gather(1, right), scores.gather(1, members)
+    if one.evaluation.members_only:
+        reached = count_at_least(among_members, answers)
+    else:
+        counts |= {(key, part): count_at_least(scores[:, slice(*part)], answers) for part in one.gallery.parts if (key, part) not in counts}
+        reached = torch.stack([counts[key, part] for part in one.gallery.parts]).sum(dim=0)
+    ahead = reached - count_at_least(scores.gather(1, torch.cat([right, removed], dim=1)), answers)
     last_first = answers.flip(1).argsort(dim=1, descending=True, stable=True)  # among equal answers, the first listed comes last
     better = last_first.argsort(dim=1).flip(1)
     lost, out = answers == -torch.inf, len(one.evaluation.gallery) + 1
     ranks = (1 + ahead).masked_fill(lost, out).amin(dim=1)
     answer_ranks = (1 + ahead + better).masked_fill(lost, out)
-    subset_ranks = (1 + count_at_least(among_members, answers[:, :1])).masked_fill(lost[:, 0], out)
-    return ranks, answer_ranks, subset_ranks
+    subset_ranks = 1 + count_at_least(among_members, answers[:, :1])
+    return ranks, answer_ranks, subset_ranks.masked_fill(lost[:, :1], out).flatten()
 
 
 def _assemble(one: View, chunks: Sequence[Sequence[Tensor]]) -> Ranking:

@@ -1,6 +1,6 @@
 """Operations on a chunk of the score matrix, bounded in memory and exact: equal vectors, equal scores; equal scores, a fixed order.
 
-Shapes: E embedding width, P pictures of a table, c queries of a chunk, w columns, n of them chosen.
+Shapes: E embedding width, P pictures of a table, c queries of a chunk, w columns, n of them chosen, T thresholds.
 """
 
 from __future__ import annotations
@@ -34,9 +34,11 @@ def inner_products(queries: Tensor, table: Tensor, pictures: Tensor, out: Tensor
         out[:, start : start + len(block)] = left @ block.T
 
 
-def count_at_least(scores: Tensor, threshold: Tensor) -> Tensor:
-    """How many scores (c, w) of each row reach its threshold (c, 1): (c,) int64; exact up to w = 2^24."""
-    return scores.clone().ge_(threshold).sum(dim=1).long()  # three times faster in floats than in booleans
+def count_at_least(scores: Tensor, thresholds: Tensor) -> Tensor:
+    """How many scores (c, w) of each row reach each of its thresholds (c, T): (c, T) int64; exact up to w = 2^24."""
+    # In floats and in place, which is three times faster than in booleans.
+    counts = [scores.clone().ge_(threshold[:, None]).sum(dim=1) for threshold in thresholds.T]
+    return torch.stack(counts, dim=1).long()
 
 
 def best(scores: Tensor, n: int) -> Tensor:

@@ -66,7 +66,7 @@ def ours(queries, gallery, sets, top=50):
 
 
 def ours_without_lists(queries, gallery, sets):
-    return ours(queries, gallery, sets, top=1)
+    return ours(queries, gallery, sets, top=0)
 
 
 def product_alone(queries, gallery, sets):

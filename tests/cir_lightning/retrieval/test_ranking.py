@@ -310,29 +310,36 @@ def test_equal_answers_are_ranked_from_the_last_listed_to_the_first():
     assert result.ranks.tolist() == [1]
 
 
-def three_protocols(rng, targets=1):
-    """As Fashion-IQ has them: the whole gallery with and without the reference, and a smaller one; ids and members may differ, too."""
+def test_no_lists():
+    result, known = rank(SCORES, torch.eye(5), TABLE, top=0), rank(SCORES, torch.eye(5), TABLE)
+    assert result.top.shape == result.scores.shape == (3, 0)
+    assert all(torch.equal(getattr(result, name), getattr(known, name)) for name in TENSORS[:3])
+
+
+def protocols(rng, targets=1):
+    """As Fashion-IQ has them: the whole gallery with and without the reference, and a smaller one; and each query among its members.
+
+    Queries of the last two have other ids; they have members, which give the third a subset metric.
+    """
     whole = random_set(rng, queries=31, gallery=40, remove_reference=False, targets=targets)
     used = {name for query in whole.queries for name in (query.reference, *query.targets)}
     small = tuple(name for name in whole.gallery if name in used or name < "p2")[::-1]
     asked = tuple(replace(query, id=f"v{query.id}", members=(query.reference, *query.targets)) for query in whole.queries)
-    return (
-        whole,
-        replace(whole, name="without", remove_reference=True),
-        EvaluationSet("val", asked, small, recall_at=(), subset_recall_at=(1,)),
-    )
+    without = replace(whole, name="without", remove_reference=True)
+    val = EvaluationSet("val", asked, small, recall_at=(1,), subset_recall_at=(1,))
+    return whole, without, val, replace(val, name="members", gallery=whole.gallery, members_only=True)
 
 
 @pytest.mark.parametrize("kind", ["random", "tied", "equal"])
 def test_several_protocols_share_their_scores(kind, monkeypatch):
     rng = np.random.default_rng(3)
-    sets = three_protocols(rng, targets=2)
+    sets = protocols(rng, targets=2)
     other = random_set(rng, queries=9, gallery=12, remove_reference=True)
     other = replace(other, queries=tuple(replace(query, caption="other") for query in other.queries))
     names = tuple(rng.permutation([*sets[0].gallery, "in no gallery"]).tolist())
     table, gallery = vectors(kind, rng, 40), vectors(kind, rng, 41)
     shuffled = torch.from_numpy(rng.permutation(40))
-    rows = [shuffled[:31], shuffled[31:], shuffled[:31], shuffled[:31]]
+    rows = [shuffled[:31], shuffled[31:], *[shuffled[:31]] * 3]
     sets = [sets[0], other, *sets[1:]]
     asked = []
     products = engine.inner_products

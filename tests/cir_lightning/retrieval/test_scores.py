@@ -26,5 +26,5 @@ def test_equal_scores_are_sorted_by_place():
 def test_counts_leave_the_scores_alone():
     scores = torch.tensor([[1.0, 2.0, 3.0], [-torch.inf, -1.0, 0.0]])
     before = scores.clone()
-    assert count_at_least(scores[:, 1:], torch.tensor([[3.0], [-1.0]])).tolist() == [1, 2]
+    assert count_at_least(scores[:, 1:], torch.tensor([[3.0, 2.0], [-1.0, 0.5]])).tolist() == [[1, 2], [2, 0]]
     assert torch.equal(scores, before)
