@@ -1,4 +1,4 @@
-"""The callbacks that every run has: checkpoints in the run folder, a parameter table, prompt usage."""
+"""The callbacks that every run has: checkpoints and log in the run folder, a parameter table, prompt usage."""
 
 from __future__ import annotations
 
@@ -73,6 +73,21 @@ class LastCheckpoint(ModelCheckpoint):
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             print(f"\nstopped at step {trainer.global_step}; go on with the same command and --ckpt_path last ({path})")
+
+
+class RunLog(Callback):
+    """Opens TensorBoard's log once nothing refuses the run any more: a logger given to the trainer writes its file before any check.
+
+    Args:
+        root: run folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002 - Lightning's signature
+        """Give the trainer its logger."""
+        trainer.logger = TensorBoardLogger(self.root, name="", version="tensorboard")
 
 
 class RunProgress(TQDMProgressBar):

@@ -13,10 +13,9 @@ from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from cir_lightning.backbones.mini import quiet_transformers
-from cir_lightning.callbacks import RunProgress, standard_callbacks
+from cir_lightning.callbacks import RunLog, RunProgress, standard_callbacks
 from cir_lightning.checkpoint import CONFIG_KEY, read_checkpoint
 from cir_lightning.cli import recipe_folder
 from cir_lightning.module import CIRModule
@@ -162,14 +161,14 @@ class CIRCLI(LightningCLI):
         """The trainer with TensorBoard in the run folder and the callbacks that every run has."""
         config = self.config[self.subcommand]
         root = Path(config.trainer.default_root_dir)
-        if self.subcommand == "fit" and config.trainer.logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger(root, name="", version="tensorboard")
-        elif self.subcommand != "fit":
+        fits, ours = self.subcommand == "fit", config.trainer.logger in (None, True)
+        if ours or not fits:
             kwargs["logger"] = False
         self.trainer_defaults["callbacks"] = [
             *standard_callbacks(str(self.subcommand), root, config.ckpt_path, config.model.monitor),
             *([] if config.trainer.enable_progress_bar is False else [RunProgress(refresh_rate=5)]),
-            *([LearningRateMonitor("step")] if self.subcommand == "fit" and config.trainer.logger is not False else []),
+            *([RunLog(root)] if fits and ours else []),
+            *([LearningRateMonitor("step")] if fits and config.trainer.logger is not False else []),
         ]
         return super().instantiate_trainer(**kwargs)
 

@@ -81,7 +81,7 @@ def test_two_processes_equal_one(processes, direction):
         assert out[direction][1].keys() == gradients.keys()
         for name, gradient in gradients.items():
             assert gradient.abs().max() > 1e-4
-            torch.testing.assert_close(out[direction][1][name], gradient, atol=1e-6, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(out[direction][1][name], gradient, atol=1e-6, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_duplicates_across_processes_are_masked(processes):
