@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from data_modules.errors import UserError
-from data_modules.picture_files import open_picture
+from data_modules.picture_files import MAX_PIXELS, open_picture
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,10 +62,17 @@ def cut(image: Image.Image, box: tuple[int, int, int, int] | None) -> Image.Imag
     left, top, right, bottom = max(0, box[0]), max(0, box[1]), min(image.width, box[2]), min(image.height, box[3])
     if left >= right or top >= bottom:
         raise UserError(f"box {box} is not in its picture of {image.width} x {image.height} pixels; use the picture that the box is of")
-    side = max(right - left, bottom - top)
+    part = _squarable(image.crop((left, top, right, bottom)))
+    side = max(part.size)
     square = Image.new("RGB", (side, side), "black")
-    square.paste(image.crop((left, top, right, bottom)), ((side - right + left) // 2, (side - bottom + top) // 2))
+    square.paste(part, ((side - part.width) // 2, (side - part.height) // 2))
     return square
+
+
+def _squarable(image: Image.Image) -> Image.Image:
+    """The picture, smaller if a square around it would have more than ``MAX_PIXELS``, as one around a thin strip may."""
+    factor = math.ceil(max(image.size) / math.isqrt(MAX_PIXELS))
+    return image.reduce(factor) if factor > 1 else image
 
 
 def _letterbox(image: Image.Image, size: int) -> Image.Image:
@@ -75,7 +83,14 @@ def _letterbox(image: Image.Image, size: int) -> Image.Image:
     return square
 
 
+def _middle(image: Image.Image, longest: int) -> Image.Image:
+    left, top = (max(0, (side - longest) // 2) for side in image.size)
+    return image.crop((left, top, image.width - left, image.height - top))
+
+
 def _plain(image: Image.Image, size: int) -> Image.Image:
+    if max(image.size) > (longest := 4 * min(image.size)):  # scaled as a whole, a thin strip would not fit into memory
+        image = _middle(image, longest)
     width, height = (size * side // min(image.size) for side in image.size)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
@@ -85,6 +100,8 @@ def _pad(image: Image.Image, size: int) -> Image.Image:
     width, height = image.size
     if max(width, height) / min(width, height) < PAD_RATIO:
         return _plain(image, size)
+    image = _squarable(image)
+    width, height = image.size
     side = max(width, height) / PAD_RATIO
     beside, above = (max(0, int((side - length) / 2)) for length in (width, height))
     padded = Image.new("RGB", (width + 2 * beside, height + 2 * above), "black")
@@ -99,7 +116,7 @@ def _squash(image: Image.Image, size: int) -> Image.Image:
 PAD_RATIO = 1.25
 Transform = Literal["letterbox", "pad", "plain", "squash"]
 _TRANSFORMS = {"letterbox": _letterbox, "pad": _pad, "plain": _plain, "squash": _squash}
-TRANSFORM_VERSION = "v1"  # a change of what a transform does needs a new one: caches of what follows from it carry it
+TRANSFORM_VERSION = "v2"  # a change of what a transform does needs a new one: caches of what follows from it carry it
 
 
 def to_tensor(image: Image.Image, size: int, transform: Transform = "letterbox") -> Tensor:

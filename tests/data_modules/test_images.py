@@ -249,6 +249,22 @@ def test_every_transform_makes_a_square_of_anything(size: tuple[int, int], trans
     assert tensor.dtype == torch.uint8
 
 
+@pytest.mark.parametrize("transform", ["letterbox", "pad", "plain", "squash"])
+@pytest.mark.parametrize("size", [(3_000_000, 3), (3, 3_000_000)])
+def test_a_strip_takes_no_more_memory_than_a_picture_may(size: tuple[int, int], transform: Transform):
+    """Scaled or padded as a whole it would need terabytes."""
+    strip = Image.new("RGB", size, "white")
+    assert to_tensor(strip, 8, transform).shape == (3, 8, 8)
+    assert to_tensor(cut(strip, (0, 0, 2_000_000, 2_000_000)), 8, transform).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("given", [(401, 100), (100, 1001), (999, 10)])
+def test_plain_of_a_strip_is_its_middle(given: tuple[int, int]):
+    left, top = ((side - min(given)) / 2 for side in given)
+    expected = ramp(*given).resize((20, 20), Image.Resampling.BICUBIC, box=(left, top, left + min(given), top + min(given)))
+    assert (to_tensor(ramp(*given), 20, "plain").permute(1, 2, 0).int() - torch.tensor(np.asarray(expected)).int()).abs().max() <= 4
+
+
 def test_content_hash_is_sha256_of_the_bytes(red: Path, tmp_path: Path):
     assert content_hash(red) == hashlib.sha256(red.read_bytes()).hexdigest()
     with pytest.raises(UserError, match=r"cannot read picture file .*nowhere"):
