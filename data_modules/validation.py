@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
     from data_modules.records import Benchmark, EvaluationSet, Query
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 SHOWN_WORDS = 8  # of an overlong caption
 
 
@@ -23,11 +25,12 @@ def validate(benchmark: Benchmark, max_caption_words: int) -> None:
         max_caption_words: longest allowed caption, words.
 
     Raises:
-        UserError: a picture name or query id is not unique, a record names a picture that is not there, a caption is empty or too long,
-            an evaluation set is empty, or a query's targets and members do not fit its gallery.
+        UserError: a picture name or query id is not unique, a name has control characters, a record names a picture that is not there, a
+            caption is empty or too long, an evaluation set is empty, or a query's targets and members do not fit its gallery.
     """
     _refuse_duplicates([picture.name for picture in benchmark.pictures], "picture name")
     known = {picture.name for picture in benchmark.pictures}
+    _refuse_control_characters(known)
     for number, triplet in enumerate(benchmark.triplets):
         _check_caption(triplet.caption, f"training triplet {number} ({triplet.reference!r} to {triplet.target!r})", max_caption_words)
         _refuse_unknown((triplet.reference, triplet.target), known, f"training triplet {number}")
@@ -86,6 +89,12 @@ def _refuse_unknown(names: Iterable[str], known: set[str], where: str) -> None:
         raise UserError(
             f"{where} names {missing[0]!r}, which is not a picture of the data set ({len(missing)} such names); check its spelling"
         )
+
+
+def _refuse_control_characters(names: Iterable[str]) -> None:
+    """They would break the lines of every list of names."""
+    if broken := sorted(filter(_CONTROL.search, names)):
+        raise UserError(f"picture name {broken[0]!r} has a tab, a line break or another control character; rename the file")
 
 
 def _refuse_duplicates(values: Sequence[str], what: str) -> None:

@@ -80,6 +80,15 @@ def test_every_recipe_parses(recipe, capsys):
         assert dict(leaves(printed))[key] == value, key
 
 
+@pytest.mark.parametrize("recipe", COMPLETE)
+def test_the_combiner_goes_over_every_recipe(recipe, capsys):
+    assert main(["fit", "--config", recipe, "--config", "combiner.yaml", "--print_config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["model"]["encoder"]["class_path"] == "cir_lightning.backbones.combiner.Combiner"
+    assert printed["data"]["class_path"] == yaml.safe_load((recipe_folder() / recipe).read_text())["data"]["class_path"]
+    assert printed["data"]["init_args"]["batch_size"] == 256
+
+
 def leaves(tree, path=""):
     """Paths without ``init_args``, and plain values; of lists of classes the names only."""
     if isinstance(tree, dict):

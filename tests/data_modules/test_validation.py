@@ -41,6 +41,12 @@ def test_records_that_would_give_a_wrong_figure_are_refused(records: Benchmark, 
         validate(records, 60)
 
 
+@pytest.mark.parametrize("name", ["a\tb", "a\nb", "a\x00"])
+def test_names_that_would_break_lists_are_refused(name: str):
+    with pytest.raises(UserError, match=r"picture name 'a\\.*' has a tab, a line break or another control character; rename the file"):
+        validate(replace(FINE, pictures=(*FINE.pictures, Picture(name, Path("x"), "x"))), 60)
+
+
 def test_reference_may_be_a_target():
     """Real annotations have it; the ranking counts such queries as out of reach."""
     validate(with_query(targets=("a", "b"), members=()), 60)
