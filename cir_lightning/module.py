@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from cir_lightning.cache import FeatureCache
 from cir_lightning.checkpoint import CONFIG_KEY, load_trained, trained_state
-from cir_lightning.retrieval.figures import averages, score
+from cir_lightning.retrieval.figures import averages, names, score
 from cir_lightning.retrieval.metrics import EmbeddingTable
 from cir_lightning.retrieval.ranking import Ranking, rank_all
 from cir_lightning.weights import find_weights, read_weights
@@ -22,7 +22,7 @@ from data_modules.collate import PictureBatch, QueryBatch, TripletBatch
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -115,6 +115,8 @@ class CIRModule(LightningModule):
                 f"trainer.precision={self.trainer.precision!r} would round the trained float32 weights at every step, so that small "
                 "updates are lost; use bf16-mixed"
             )
+        if stage == "fit":
+            self._check_monitor()
         self.configure_model()  # Lightning calls it after setup, which already needs the tower
         trained = bool(self.init_from or self.trainer.ckpt_path)
         training = stage == "fit" or not trained or (self.yardsticks and stage != "predict")
@@ -124,6 +126,12 @@ class CIRModule(LightningModule):
         self._see(sorted(set(needed)))
         if not trained:  # else a checkpoint brings its own statistics
             self.encoder.standardise.fit(self.features_of(torch.tensor(self.data.train_pictures() or needed)))
+
+    def _check_monitor(self) -> None:
+        sets = self.data.evaluation_sets("val")
+        promised = _flat("val", [(evaluation, dict.fromkeys(names(evaluation), 0.0)) for evaluation in sets])
+        if sets and self.monitor not in promised:
+            raise UserError(f"model.monitor={self.monitor!r} is no figure of this benchmark; choose one of {', '.join(sorted(promised))}")
 
     def _see(self, positions: list[int]) -> None:
         """Get the patch features of these pictures."""
@@ -199,11 +207,7 @@ class CIRModule(LightningModule):
 
     def _log_figures(self, split: Split) -> None:
         """Log every figure; the headline is on the progress bar."""
-        scored = [(evaluation, score(ranking, evaluation)) for evaluation, ranking in self.rankings.values()]
-        named = {evaluation.name: figures for evaluation, figures in scored} | averages(scored)
-        flat = {f"{self.data.scored(split)}/{name}/{key}": value for name, figures in named.items() for key, value in figures.items()}
-        if split == "val" and self.monitor not in flat:
-            raise UserError(f"model.monitor={self.monitor!r} is no figure of this benchmark; choose one of {', '.join(sorted(flat))}")
+        flat = _flat(self.data.scored(split), [(one, score(ranking, one)) for one, ranking in self.rankings.values()])
         self.log_dict(flat, rank_zero_only=False)
         self.log("headline", flat.get(self.monitor, math.nan), prog_bar=True, logger=False)
 
@@ -264,3 +268,9 @@ class CIRModule(LightningModule):
         """Strict about what is trained; frozen weights come with the backbone."""
         del assign
         return load_trained(self, state_dict, strict=strict)
+
+
+def _flat(split: Split, scored: Sequence[tuple[EvaluationSet, Mapping[str, float]]]) -> dict[str, float]:
+    """The figures of the sets and of their averages by the name that they are logged under: ``val/fashioniq/original/avg/R@10``."""
+    named = {evaluation.name: figures for evaluation, figures in scored} | averages(scored)
+    return {f"{split}/{name}/{key}": value for name, figures in named.items() for key, value in figures.items()}

@@ -24,11 +24,13 @@ from cir_lightning.yardsticks import Yardsticks
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from lightning.pytorch import LightningModule, Trainer
 
     from cir_lightning.module import CIRModule
     from data_modules.base import Split
-    from data_modules.records import EvaluationSet
+    from data_modules.records import EvaluationSet, Published
 
 COMBINER = "late-fusion combiner"
 ROWS = 8  # queries per picture grid
@@ -53,9 +55,24 @@ def make_row(method: str, evaluation: EvaluationSet, ranking: Ranking) -> report
 
 
 def published_rows(own: report.Row, evaluation: EvaluationSet) -> list[report.Row]:
-    """What papers report under the same protocol, beside a row of our own; none if pictures are missing, as the papers had them all."""
-    papers = () if own.incomplete else evaluation.published
-    return [replace(own, method=f"{paper.method} (published)", figures=dict(paper.figures), source=paper.source) for paper in papers]
+    """What papers report under the same protocol, beside a row of our own."""
+    return [replace(own, method=_label(paper), figures=dict(paper.figures), source=paper.source) for paper in evaluation.published]
+
+
+def as_printed(row: report.Row, sets: Iterable[EvaluationSet]) -> report.Row:
+    """A row of averages with the figures that the paper prints, where it prints them: papers average before they round."""
+    printed = (paper.average for one in sets if one.average == row.group for paper in one.published if _label(paper) == row.method)
+    return replace(row, figures=row.figures | dict(next(printed, ())))
+
+
+def _label(paper: Published) -> str:
+    return f"{paper.method} (published)"
+
+
+def is_official(evaluation: EvaluationSet, part: str, official: Mapping[str, int]) -> bool:
+    """Whether a set has as many queries and pictures as were published for this part (``val``, ``test`` or ``hidden``) of the benchmark."""
+    counts = {"queries": len(evaluation.queries), "gallery": len(evaluation.gallery)}
+    return all(official.get(f"{part}/{evaluation.name} {what}", count) == count for what, count in counts.items())
 
 
 def sibling_rows(folder: Path, label: str, fingerprints: set[str]) -> tuple[report.Row, ...]:
@@ -102,23 +119,21 @@ class ResultsTable(Callback):
         """Figures of the last validation of ``cir fit``, and what to do next."""
         module: CIRModule = pl_module  # type: ignore[assignment]
         if trainer.is_global_zero and module.rankings:
-            rows = self._rows(module, self.folder / "val")
-            table = self._report(module, "val", f"step {module.ranked_at}", rows, self._notes(module, rows))
-            print("\n" + to_text(table))
-            print(f"trained: {self.folder}; score it on the test split with cir test --ckpt_path {self.folder}")
+            print("\n" + to_text(self._report(module, "val", f"step {module.ranked_at}")))
+            print(f"trained: {self.folder}; score it with cir test --ckpt_path {self.folder}")
 
     def _write(self, trainer: Trainer, module: CIRModule, split: Split) -> None:
         if not trainer.is_global_zero:
             return
-        folder = self.folder / split
-        rows = self._rows(module, folder)
-        table = self._report(module, split, self.checkpoint or "none (untrained)", rows, self._notes(module, rows))
-        files = report.write(table, folder)
+        table = self._report(module, module.data.scored(split), self.checkpoint or "none (untrained)")
+        if table.split != split:
+            table = replace(table, notes=(f"scored on {table.split}: there is no {split} split with answers", *table.notes))
+        files = report.write(table, self.folder / table.split)
         print("\n" + to_text(table))
         print("results: " + ", ".join(str(path) for path in files.values()))
 
-    @staticmethod
-    def _report(module: CIRModule, split: Split, checkpoint: str, rows: tuple[report.Row, ...], notes: tuple[str, ...]) -> report.Report:
+    def _report(self, module: CIRModule, split: Split, checkpoint: str) -> report.Report:
+        rows = self._rows(module, split)
         return report.Report(
             benchmark=type(module.data).__name__,
             split=split,
@@ -127,31 +142,35 @@ class ResultsTable(Callback):
             commit=_commit(),
             seed=module.data.seed,
             rows=rows,
-            notes=notes,
+            notes=self._notes(module, split, rows),
         )
 
-    def _rows(self, module: CIRModule, folder: Path) -> tuple[report.Row, ...]:
+    def _rows(self, module: CIRModule, split: Split) -> tuple[report.Row, ...]:
         yardsticks = Yardsticks(module)
         fingerprints = {evaluation.fingerprint for evaluation, _ in module.rankings.values()}
-        combiner = [] if module.encoder.label == COMBINER else list(sibling_rows(folder, COMBINER, fingerprints))
+        combiner = [] if module.encoder.label == COMBINER else list(sibling_rows(self.folder / split, COMBINER, fingerprints))
         rows: list[report.Row] = []
         for evaluation, ranking in module.rankings.values():
             for name, queries, gallery in yardsticks.rank_vectors(evaluation):
                 rows.append(make_row(name, evaluation, rank(queries, gallery, evaluation, top=1)))
             own = make_row(module.encoder.label, evaluation, ranking)
-            rows += [*published_rows(own, evaluation), *(row for row in combiner if row.group == evaluation.name), own]
-        return (*rows, *report.averages(rows))
+            papers = published_rows(own, evaluation) if is_official(evaluation, split, module.data.official) else []
+            rows += [*papers, *(row for row in combiner if row.group == evaluation.name), own]
+        sets = [evaluation for evaluation, _ in module.rankings.values()]
+        return (*rows, *(as_printed(row, sets) for row in report.averages(rows)))
 
     @staticmethod
-    def _notes(module: CIRModule, rows: tuple[report.Row, ...]) -> tuple[str, ...]:
+    def _notes(module: CIRModule, split: Split, rows: tuple[report.Row, ...]) -> tuple[str, ...]:
         notes = []
-        if incomplete := dict.fromkeys(row.group for row in rows if row.incomplete):
-            notes.append(f"pictures of {', '.join(incomplete)} are missing, so no published figures can stand beside these")
+        if skipped := module.data.benchmark.skipped_triplets:
+            notes.append(f"{skipped:,} training triplets are left out because pictures are missing")
+        sets = [evaluation for evaluation, _ in module.rankings.values()]
+        if others := [one.name for one in sets if one.published and not is_official(one, split, module.data.official)]:
+            notes.append(f"{', '.join(others)}: not the published counts, so no published figures can stand beside these")
         if all(row.method != COMBINER for row in rows):
-            recipe = type(module.data).__name__.removesuffix("CIR").lower()
             notes.append(
                 f"no row for the {COMBINER}: no run of it on these queries lies beside this one; make it with cir fit --config "
-                f"{recipe}.yaml --config combiner.yaml and cir test --ckpt_path its folder"
+                f"{module.data.recipe}.yaml --config combiner.yaml and cir test --ckpt_path its folder"
             )
         return tuple(notes)
 
@@ -174,7 +193,7 @@ class ResultPictures(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Grids of the test split."""
         if trainer.is_global_zero:
-            self._draw(trainer, pl_module, "test")  # type: ignore[arg-type]
+            self._draw(trainer, pl_module, pl_module.data.scored("test"))  # type: ignore[arg-type,union-attr,operator]
 
     def _draw(self, trainer: Trainer, module: CIRModule, split: Split) -> None:
         pictures = {picture.name: picture for picture in module.data.pictures}
@@ -217,8 +236,11 @@ class Predictions(Callback):
             if evaluation.submission:
                 path = submission.write(ranking, evaluation, self.file.parent)
                 submission.check(path, evaluation)
-                short = f"; {evaluation.skipped_pictures:,} gallery pictures are missing" if evaluation.skipped_pictures else ""
-                print(f"{path}: ready for the test server ({len(evaluation.queries):,} queries, {path.stat().st_size:,} bytes{short})")
+                counts = f"{len(evaluation.queries):,} queries, {len(evaluation.gallery):,} gallery pictures, {path.stat().st_size:,} bytes"
+                if is_official(evaluation, "hidden", pl_module.data.official):  # type: ignore[union-attr,arg-type]
+                    print(f"{path}: ready for the test server ({counts})")
+                else:
+                    print(f"{path}: not ready for the test server, other counts than the official ones ({counts}); see cir data check")
 
 
 def _lines(rankings: dict[str, tuple[EvaluationSet, Ranking]]) -> list[str]:

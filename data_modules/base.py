@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Split = Literal["val", "test", "predict"]
 Missing = Literal["stop", "skip"]
+_SPLITS: dict[str, Split] = {"validate": "val", "test": "test", "predict": "predict"}
 
 
 class CIRDataModule(LightningDataModule, ABC):
@@ -102,7 +103,7 @@ class CIRDataModule(LightningDataModule, ABC):
 
         Raises:
             UserError: see :meth:`read` and :func:`data_modules.validation.validate`; the batches would have no in-batch negatives; there
-                are too few triplets for one batch.
+                are too few triplets for one batch; there are no queries to validate, test or predict.
         """
         if self._benchmark is None:
             with _without_collector():
@@ -115,6 +116,8 @@ class CIRDataModule(LightningDataModule, ABC):
             self._benchmark = benchmark
         if stage == "fit":
             self._training_sampler()
+        elif stage in _SPLITS and not self.evaluation_sets(_SPLITS[stage]):
+            raise UserError(f"{type(self).__name__} holds out no queries, so there is nothing for cir {stage} to do; hold some out")
 
     @property
     def benchmark(self) -> Benchmark:
@@ -126,6 +129,11 @@ class CIRDataModule(LightningDataModule, ABC):
         if self._benchmark is None:
             raise RuntimeError(f"{type(self).__name__} has no records yet; call prepare_data() and setup() first")
         return self._benchmark
+
+    @property
+    def recipe(self) -> str:
+        """Name of the benchmark's recipe, without its suffix."""
+        return type(self).__name__.removesuffix("CIR").lower()
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
@@ -173,7 +181,7 @@ class CIRDataModule(LightningDataModule, ABC):
         Raises:
             UserError: see :func:`data_modules.missing.refuse_missing`.
         """
-        refuse_missing((self.pictures[at] for at in positions), type(self).__name__.removesuffix("CIR").lower(), self.root)
+        refuse_missing((self.pictures[at] for at in positions), self.recipe, self.root)
 
     def train_dataloader(self) -> DataLoader[TripletBatch]:
         """Batches of triplets."""

@@ -38,21 +38,21 @@ _OFFICIAL: dict[Category, tuple[int, int, int, int, int, int]] = {  # train trip
     "toptee": (6027, 1961, 5373, 2902, 2056, 5374),
 }
 
-_PUBLISHED: tuple[tuple[str, str, dict[Category, tuple[float, float]]], ...] = (  # R@10 and R@50 under the protocol "original"
+_PUBLISHED: tuple[tuple[str, str, dict[Category | Literal["avg"], tuple[float, float]]], ...] = (  # R@10 and R@50, protocol "original"
     (
         "SPRC",
         "re-printed in arXiv 2602.01639",
-        {"dress": (49.18, 72.43), "shirt": (55.64, 73.89), "toptee": (59.35, 78.58)},
+        {"dress": (49.18, 72.43), "shirt": (55.64, 73.89), "toptee": (59.35, 78.58), "avg": (54.72, 74.97)},
     ),
     (
         "CIR-LVLM",
         "re-printed in arXiv 2602.01639; that its protocol is this one is presumed",
-        {"dress": (50.42, 73.60), "shirt": (58.59, 75.86), "toptee": (59.61, 78.99)},
+        {"dress": (50.42, 73.60), "shirt": (58.59, 75.86), "toptee": (59.61, 78.99), "avg": (56.21, 76.14)},
     ),
     (
         "ReCALL",
         "arXiv 2602.01639",
-        {"dress": (51.81, 73.48), "shirt": (58.49, 76.59), "toptee": (60.83, 79.19)},
+        {"dress": (51.81, 73.48), "shirt": (58.49, 76.59), "toptee": (60.83, 79.19), "avg": (57.04, 76.42)},
     ),
 )
 
@@ -244,6 +244,7 @@ def _record(record: dict[str, Any], place: str) -> _Record:
 
 
 def _published(category: Category) -> tuple[Published, ...]:
-    return tuple(
-        Published(method, tuple(zip(("R@10", "R@50"), figures[category], strict=True)), source) for method, source, figures in _PUBLISHED
-    )
+    def named(figures: tuple[float, float]) -> tuple[tuple[str, float], ...]:
+        return tuple(zip(("R@10", "R@50"), figures, strict=True))
+
+    return tuple(Published(method, named(figures[category]), source, named(figures["avg"])) for method, source, figures in _PUBLISHED)

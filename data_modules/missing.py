@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from data_modules.annotations import read_text
 from data_modules.errors import UserError
 from data_modules.images import load_image
 
@@ -45,10 +46,8 @@ def find_missing(pictures: Iterable[Picture], root: Path) -> set[str]:
 
 
 def _still_unreadable(root: Path) -> set[Path]:
-    try:
-        lines = (root / UNREADABLE).read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        return set()
+    path = root / UNREADABLE
+    lines = read_text(path).split("\n") if path.is_file() else []
     return {path for path in (root / line.partition("\t")[0] for line in lines if line) if not _is_readable(path)}
 
 
@@ -64,7 +63,8 @@ def leave_out(benchmark: Benchmark, missing: set[str]) -> Benchmark:
     """The records without the missing pictures: without triplets and queries that need them, and with counts of what was left out.
 
     A query goes if its reference or its first target is missing, or so many of its members that a K is larger than what is left; further
-    targets and members that are missing are taken out of it. A K that is larger than what is left of the gallery goes, too.
+    targets and members that are missing are taken out of it. A K that is larger than what is left of the gallery goes, too,
+    and a mean that needs its figure.
 
     Raises:
         UserError: nothing is left of an evaluation set.
@@ -87,29 +87,35 @@ def leave_out(benchmark: Benchmark, missing: set[str]) -> Benchmark:
 def _without(evaluation: EvaluationSet, missing: set[str]) -> EvaluationSet:
     gallery = tuple(name for name in evaluation.gallery if name not in missing)
     candidates = len(gallery) - evaluation.remove_reference
-    queries = tuple(
-        replace(
-            query,
-            targets=tuple(name for name in query.targets if name not in missing),
-            members=tuple(name for name in query.members if name not in missing),
-        )
+    kept = [
+        query
         for query in evaluation.queries
         if not {query.reference, *query.targets[:1]} & missing and _has_rivals(query, evaluation, missing)
-    )
+    ]
     lost = len(evaluation.gallery) - len(gallery)
-    if not queries:
+    too_deep = {f"{figure}@{k}" for figure, ks in (("R", evaluation.recall_at), ("mAP", evaluation.map_at)) for k in ks if k > candidates}
+    if not kept:
         raise UserError(
             f"evaluation set {evaluation.name!r}: with --data.missing=skip no query of {len(evaluation.queries):,} is left: "
             f"{lost:,} of {len(evaluation.gallery):,} gallery pictures and perhaps their references are missing; get them first"
         )
     return replace(
         evaluation,
-        queries=queries,
+        queries=tuple(
+            replace(
+                query,
+                targets=tuple(name for name in query.targets if name not in missing),
+                members=tuple(name for name in query.members if name not in missing),
+            )
+            for query in kept
+        ),
         gallery=gallery,
         recall_at=tuple(k for k in evaluation.recall_at if k <= candidates),
         map_at=tuple(k for k in evaluation.map_at if k <= candidates),
-        skipped_queries=len(evaluation.queries) - len(queries),
+        mean_of=evaluation.mean_of if too_deep.isdisjoint(evaluation.mean_of) else (),
+        skipped_queries=len(evaluation.queries) - len(kept),
         skipped_pictures=lost,
+        reduced_queries=sum(not missing.isdisjoint((*query.targets, *query.members)) for query in kept),
     )
 
 

@@ -82,11 +82,13 @@ class Published:
         method: the paper's name for its method.
         figures: metric name and percent, as printed there.
         source: paper and table, or where it is re-printed.
+        average: figures of the average that the set goes into, as printed, which may differ from their means in the last digit.
     """
 
     method: str
     figures: tuple[tuple[str, float], ...]
     source: str
+    average: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,7 @@ class EvaluationSet:
         submission: the file that a test server wants; None if there is no server.
         skipped_queries: queries that were left out because pictures are missing.
         skipped_pictures: gallery pictures that were left out because they are missing.
+        reduced_queries: queries that lost further targets or members, as these are missing; they are easier or harder than they were.
     """
 
     name: str
@@ -148,6 +151,7 @@ class EvaluationSet:
     submission: Submission | None = None
     skipped_queries: int = 0
     skipped_pictures: int = 0
+    reduced_queries: int = 0
 
     @property
     def fingerprint(self) -> str:
@@ -157,7 +161,7 @@ class EvaluationSet:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-_NOT_SCORED = {"mean_of", "average", "protocol", "published", "submission", "skipped_queries", "skipped_pictures"}
+_NOT_SCORED = {"mean_of", "average", "protocol", "published", "submission", "skipped_queries", "skipped_pictures", "reduced_queries"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 CAPTIONS, TRAIN, EVAL = "relative_captions_shoes.json", "train_im_names.txt", "eval_im_names.txt"
 
 _PUBLISHED = tuple(
-    Published(method, tuple(zip(("R@1", "R@10", "R@50"), figures, strict=True)), "as it is quoted; its paper's table was not looked up")
+    Published(
+        method,
+        tuple(zip(("R@1", "R@10", "R@50"), figures, strict=True)),
+        "as later papers quote it; that its protocol is this one is presumed",
+    )
     for method, figures in (
         ("ENCODER", (26.97, 65.59, 86.48)),
         ("LIMN+", (29.64, 68.37, 88.07)),

@@ -51,6 +51,17 @@ def score(ranking: Ranking, evaluation: EvaluationSet) -> dict[str, float]:
     return figures
 
 
+def names(evaluation: EvaluationSet) -> list[str]:
+    """The figures that :func:`score` gives of a set."""
+    has_subset = not evaluation.members_only and any(query.members for query in evaluation.queries)
+    return [
+        *(f"R@{k}" for k in evaluation.recall_at),
+        *(f"R_subset@{k}" for k in evaluation.subset_recall_at if has_subset),
+        *(f"mAP@{k}" for k in evaluation.map_at),
+        *(["mean"] if evaluation.mean_of else []),
+    ]
+
+
 def averages(scored: Iterable[tuple[EvaluationSet, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
     """Name of an average -> the unweighted means, over its sets, of the figures that all of them have.
 

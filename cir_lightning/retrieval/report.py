@@ -22,7 +22,8 @@ from data_modules.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_COUNTS = ("queries", "gallery", "unreachable", "skipped_queries", "skipped_pictures")
+_SUMS = ("queries", "unreachable", "skipped_queries", "reduced_queries")
+_LARGEST = ("gallery", "skipped_pictures")  # sets of one average may share their pictures
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Row:
         source: where a published figure is printed; empty if it was measured.
         skipped_queries: queries that were left out because pictures are missing.
         skipped_pictures: gallery pictures that were left out because they are missing.
+        reduced_queries: queries that lost further targets or members because these are missing.
     """
 
     method: str
@@ -56,6 +58,7 @@ class Row:
     source: str = ""
     skipped_queries: int = 0
     skipped_pictures: int = 0
+    reduced_queries: int = 0
 
     @property
     def line(self) -> tuple[str, str]:
@@ -96,7 +99,7 @@ class Report:
 def averages(rows: Sequence[Row]) -> tuple[Row, ...]:
     """Rows of the unweighted means over all sets with the same ``average``, for every method that was scored on all of them.
 
-    Counts are sums over the sets; figures are those that the method has on every set.
+    Numbers of queries are sums over the sets, those of pictures the largest of them; figures are those that the method has on every set.
     """
     out = []
     for name in dict.fromkeys(row.average for row in rows if row.average):
@@ -118,16 +121,21 @@ def _mean(name: str, rows: list[Row]) -> Row:
         figures={figure: fmean(row.figures[figure] for row in rows) for figure in common},
         fingerprint=hashlib.sha256(" ".join(row.fingerprint for row in rows).encode()).hexdigest()[:16],
         protocol="; ".join(dict.fromkeys(row.protocol for row in rows if row.protocol)),
-        **{count: sum(getattr(row, count) for row in rows) for count in _COUNTS},
+        **{count: sum(getattr(row, count) for row in rows) for count in _SUMS},
+        **{count: max(getattr(row, count) for row in rows) for count in _LARGEST},
     )
 
 
 def to_frame(report: Report) -> pd.DataFrame:
-    """One row per method and evaluation set, a column per figure (NaN where a method has none), and all that a row and the report say."""
+    """One row per method and evaluation set, a column per figure (NaN where a method has none), and all that a row and the report say.
+
+    A published row has no checkpoint, version, commit and seed.
+    """
     origin = {key: value for key, value in asdict(report).items() if key not in {"rows", "notes"}}
+    elsewhere = dict.fromkeys(origin, "") | {"benchmark": report.benchmark, "split": report.split}
     figures = dict.fromkeys(name for row in report.rows for name in row.figures)
     facts = [field.name for field in fields(Row) if field.name not in {"method", "group", "figures"}]
-    records = [{**asdict(row), **row.figures, **origin} for row in report.rows]
+    records = [{**asdict(row), **row.figures, **(elsewhere if row.source else origin)} for row in report.rows]
     return pd.DataFrame(records, columns=["method", "group", *figures, *facts, *origin])
 
 

@@ -52,10 +52,11 @@ class _Block:
         row = self.first
         missing = f" ({row.skipped_pictures:,} more are missing)" if row.skipped_pictures else ""
         skipped = f" ({row.skipped_queries:,} more were skipped)" if row.skipped_queries else ""
+        reduced = f", {row.reduced_queries:,} of them with fewer answers or look-alikes than published" if row.reduced_queries else ""
         missed = f"{row.unreachable:,} of them unreachable (counted as misses)" if row.unreachable else "all reachable"
         label = f"{self.label}: " if self.label else ""
         gallery = f"{label}{row.gallery:,} gallery pictures{missing}"
-        return f"{gallery}; {row.queries:,} queries{skipped}, {missed}; fingerprint {row.fingerprint or 'not stated'}."
+        return f"{gallery}; {row.queries:,} queries{skipped}{reduced}, {missed}; fingerprint {row.fingerprint or 'not stated'}."
 
     def text(self, lines: list[tuple[str, str]]) -> list[str]:
         """The label, the names of the columns and the cells, all equally wide."""
@@ -94,16 +95,20 @@ def to_markdown(report: Report) -> str:
     for table in _tables(report):
         columns = [(block, column) for block in table.blocks for column in block.columns]
         lines = [
-            ["Method", *(f"{block.label} {column}".lstrip() for block, column in columns)],
+            ["Method", *(_escape(f"{block.label} {column}".lstrip()) for block, column in columns)],
             ["---", *("---:" for _ in columns)],
         ]
         for line in table.lines:
             cells = ((block.cell(line, column), block.best(column)) for block, column in columns)
-            lines.append([line[0].replace("|", "\\|"), *(f"**{cell}**" if cell == best else cell for cell, best in cells)])
+            lines.append([_escape(line[0]), *(f"**{cell}**" if cell == best else cell for cell, best in cells)])
         grid = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         parts += [f"## {table.title}", grid, "\n".join(f"- {sentence}" for sentence in table.caption)]
     parts += [f"**Note:** {note}" for note in report.notes]
     return "\n\n".join(parts) + "\n"
+
+
+def _escape(cell: str) -> str:
+    return cell.replace("|", "\\|")
 
 
 def to_text(report: Report) -> str:

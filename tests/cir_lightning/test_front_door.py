@@ -225,6 +225,9 @@ def test_a_refused_run_can_be_started_again(fitted, tmp_path, capsys):
     options = ["--trainer.default_root_dir", str(tmp_path / "refused"), "--data.init_args.batch_size", "1"]
     for _ in range(2):
         assert "the loss needs in-batch negatives" in refused(["fit", "--config", str(fitted / "tiny.yaml"), *options], capsys)
+    options[-2:] = ["--model.monitor", "val/tiny/avg/mean"]
+    line = refused(["fit", "--config", str(fitted / "tiny.yaml"), *options], capsys)
+    assert line.startswith("cir: model.monitor='val/tiny/avg/mean' is no figure of this benchmark; choose one of val/tiny/avg/R@1, val/")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cir_lightning import results
 from cir_lightning.pictures import CELL, FRAME, GAP, RIGHT, TEXT, result_grid, spread
-from cir_lightning.results import COMBINER, Predictions, ResultsTable, make_row, published_rows, sibling_rows
+from cir_lightning.results import COMBINER, Predictions, ResultsTable, is_official, make_row, published_rows, sibling_rows
 from cir_lightning.retrieval import report
 from cir_lightning.retrieval.ranking import rank
 from data_modules.errors import UserError
@@ -62,7 +62,7 @@ def test_the_gallery_of_queries_with_their_own_is_the_largest_one():
     assert make_row("this", own, ranking()).gallery == 4
 
 
-def test_published_figures_stand_beside_ours_only_where_nothing_is_missing():
+def test_published_figures_are_rows_beside_ours():
     papers = (Published("SPRC", (("R@1", 51.96), ("mean", 81.39)), "Bai et al., table 2"), Published("CASE", (("R@1", 48.0),), "here"))
     known = replace(SET, published=papers, protocol="reference removed")
     own = make_row("this", known, ranking())
@@ -70,13 +70,28 @@ def test_published_figures_stand_beside_ours_only_where_nothing_is_missing():
         replace(own, method="SPRC (published)", figures={"R@1": 51.96, "mean": 81.39}, source="Bai et al., table 2"),
         replace(own, method="CASE (published)", figures={"R@1": 48.0}, source="here"),
     ]
-    for fewer in (replace(known, skipped_queries=1), replace(known, skipped_pictures=1)):
-        assert published_rows(make_row("this", fewer, ranking()), fewer) == []
 
 
-def fake_run(*sets):
+@pytest.mark.parametrize(
+    ("official", "expected"),
+    [
+        ({}, True),
+        ({"val/toy queries": 2, "val/toy gallery": 8, "val/other queries": 9}, True),
+        ({"val/toy queries": 3, "val/toy gallery": 8}, False),
+        ({"val/toy queries": 2, "val/toy gallery": 7}, False),
+        ({"test/toy queries": 3}, True),
+    ],
+)
+def test_counts_are_official_or_not(official, expected):
+    assert is_official(SET, "val", official) is expected
+
+
+def fake_run(*sets, scored="test", official=None, skipped=0):
     """A module that has ranked these sets, its trainer, and yardsticks that rank nothing."""
-    data = type("ToyCIR", (), {"seed": 0})()
+    benchmark = SimpleNamespace(skipped_triplets=skipped)
+    data = type(
+        "ToyCIR", (), {"seed": 0, "recipe": "toy", "official": official or {}, "benchmark": benchmark, "scored": lambda _, split: scored}
+    )()
     rankings = {evaluation.name: (evaluation, ranking()) for evaluation in sets}
     module = SimpleNamespace(rankings=rankings, encoder=SimpleNamespace(label="this"), data=data)
     return SimpleNamespace(is_global_zero=True), module
@@ -89,7 +104,7 @@ def no_yardsticks(monkeypatch):
 
 @pytest.mark.usefixtures("no_yardsticks")
 def test_the_table_has_published_figures_the_sibling_run_and_averages(tmp_path, capsys):
-    paper = (Published("SPRC", (("R@1", 10.0), ("R@5", 20.0)), "Bai et al."),)
+    paper = (Published("SPRC", (("R@1", 10.0), ("R@5", 20.0)), "Bai et al.", (("R@5", 20.01),)),)
     sets = [replace(SET, name=f"toy/{name}", average="toy/avg", protocol="as ever", published=paper) for name in ("one", "two")]
     write_run(tmp_path, "sibling", [replace(row(COMBINER, sets[1].fingerprint, "toy/two"), average="toy/avg")], age=10)
     ResultsTable(tmp_path / "mine", "best.ckpt").on_test_end(*fake_run(*sets))
@@ -103,6 +118,7 @@ def test_the_table_has_published_figures_the_sibling_run_and_averages(tmp_path, 
         ("toy/avg", "SPRC (published)"),
         ("toy/avg", "this"),
     ]
+    assert rows[5].figures == {"R@1": 10.0, "R@5": 20.01}  # the mean, and what the paper prints
     out = capsys.readouterr().out
     assert re.search(r"\n +one +two +avg\n", out)
     assert re.search(r"\n  this( +50\.00 +100\.00){3}\n", out)
@@ -113,11 +129,24 @@ def test_the_table_has_published_figures_the_sibling_run_and_averages(tmp_path, 
 def test_the_table_says_why_published_figures_are_not_there(tmp_path, capsys):
     paper = (Published("SPRC", (("R@1", 10.0),), "Bai et al."),)
     sets = [replace(SET, name="whole", published=paper), replace(SET, name="torn", published=paper, skipped_pictures=2)]
-    ResultsTable(tmp_path / "mine", "best.ckpt").on_test_end(*fake_run(*sets))
+    run = fake_run(*sets, official={"test/whole gallery": 8, "test/torn gallery": 10}, skipped=1234)
+    ResultsTable(tmp_path / "mine", "best.ckpt").on_test_end(*run)
     out = capsys.readouterr().out
     assert out.count("SPRC (published)  ") == 1
-    assert "Note: pictures of torn are missing, so no published figures can stand beside these\n" in out
+    assert "Note: torn: not the published counts, so no published figures can stand beside these\n" in out
+    assert "Note: 1,234 training triplets are left out because pictures are missing\n" in out
     assert "no row for the late-fusion combiner" in out
+
+
+@pytest.mark.usefixtures("no_yardsticks")
+def test_a_table_of_val_never_says_test(tmp_path, capsys):
+    """Where only a server knows the answers of test, ``cir test`` scores val."""
+    ResultsTable(tmp_path, "best.ckpt").on_test_end(*fake_run(SET, scored="val"))
+    assert report.read(tmp_path / "val" / "results.json").split == "val"
+    assert not (tmp_path / "test").exists()
+    out = capsys.readouterr().out
+    assert "ToyCIR, val\n" in out
+    assert "Note: scored on val: there is no test split with answers\n" in out
 
 
 def test_sibling_rows_are_of_the_newest_run_on_the_same_queries(tmp_path):
@@ -167,19 +196,21 @@ HIDDEN = replace(
     SET,
     queries=tuple(replace(query, targets=()) for query in SET.queries),
     submission=Submission("server.json", 2, (("version", "rc2"),)),
-    skipped_pictures=1200,
 )
+OFFICIAL = SimpleNamespace(official={"hidden/toy queries": 2, "hidden/toy gallery": 8})
 
 
 def test_predict_writes_and_checks_the_files_of_test_servers(tmp_path, capsys):
-    module = SimpleNamespace(rankings={"toy": (SET, ranking(3)), "hidden": (HIDDEN, ranking(3))})
+    module = SimpleNamespace(rankings={"toy": (SET, ranking(3)), "hidden": (HIDDEN, ranking(3))}, data=OFFICIAL)
     Predictions(tmp_path).on_predict_end(SimpleNamespace(is_global_zero=True), module)
     text = '{"version": "rc2", "q0": ["b", "c"], "q1": ["h", "g"]}'
     path = tmp_path / "server.json"
     assert path.read_text() == text
     assert {file.name for file in tmp_path.iterdir()} == {"predictions.jsonl", "server.json"}
-    ready = f"{path}: ready for the test server (2 queries, {len(text)} bytes; 1,200 gallery pictures are missing)\n"
-    assert capsys.readouterr().out.endswith(ready)
+    assert capsys.readouterr().out.endswith(f"{path}: ready for the test server (2 queries, 8 gallery pictures, {len(text)} bytes)\n")
+    OFFICIAL.official["hidden/toy queries"] = 3
+    Predictions(tmp_path).on_predict_end(SimpleNamespace(is_global_zero=True), module)
+    assert f"{path}: not ready for the test server, other counts than the official ones (2 queries, 8 " in capsys.readouterr().out
 
 
 def test_predict_never_calls_a_file_ready_that_breaks_a_rule(tmp_path, capsys):

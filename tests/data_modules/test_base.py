@@ -224,6 +224,13 @@ def test_lightning_trains_without_a_validation_split(tmp_path: Path):
     assert not module.seen["val"]
 
 
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_a_stage_without_queries_is_refused(stage: str):
+    """Lightning would do nothing and call it a success."""
+    with pytest.raises(UserError, match=f"Toy holds out no queries, so there is nothing for cir {stage} to do; hold some out"):
+        Toy(replace(BENCHMARK, val=(), test=())).setup(stage)
+
+
 # ---- what is refused -------------------------------------------------------------------------------------------------------------
 
 

@@ -125,6 +125,16 @@ def test_further_targets_and_members_that_are_missing_are_taken_out(whole: Bench
     left = leave_out(replace(whole, val=(replace(SET, queries=(query,)),)), {"c", "e"})
     assert left.val[0].queries == (replace(query, targets=("b", "d"), members=("a", "b", "f", "g")),)
     assert left.val[0].skipped_queries == 0
+    assert left.val[0].reduced_queries == 1
+    assert left.val[0].fingerprint != whole.val[0].fingerprint
+
+
+def test_a_mean_goes_with_the_figure_that_it_needs(whole: Benchmark):
+    deep = replace(SET, recall_at=(1, len(NAMES) - 1), mean_of=("R@1", f"R@{len(NAMES) - 1}"))
+    (left,) = leave_out(replace(whole, val=(deep,)), {"h"}).val
+    assert (left.recall_at, left.mean_of) == ((1,), ())
+    (left,) = leave_out(replace(whole, val=(replace(deep, mean_of=("R@1",)),)), {"h"}).val
+    assert left.mean_of == ("R@1",)
 
 
 def test_a_query_goes_with_so_many_members_that_a_k_is_larger_than_what_is_left(whole: Benchmark):

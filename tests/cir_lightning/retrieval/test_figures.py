@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cir_lightning.retrieval.figures import averages, score
+from cir_lightning.retrieval.figures import averages, names, score
 from cir_lightning.retrieval.ranking import rank
 from data_modules.records import EvaluationSet, Query
 
@@ -43,6 +43,18 @@ def test_recall_of_any_and_of_the_first():
     assert figures(("e", "b"), recall_at=(1, 2, 5)) == {"R@1": 0, "R@2": 100, "R@5": 100}
     assert figures(("e", "b"), recall_at=(1, 2, 4, 5), recall_of="first") == {"R@1": 0, "R@2": 0, "R@4": 0, "R@5": 100}
     assert figures(("x", "a"), recall_at=(1, 10), recall_of="first") == {"R@1": 0, "R@10": 0}
+
+
+@pytest.mark.parametrize("members_only", [False, True])
+@pytest.mark.parametrize("members", [(), ("a", "b", "c", "d")])
+@pytest.mark.parametrize("mean_of", [(), ("R@1",)])
+def test_names_are_known_before_anything_is_scored(members, members_only, mean_of):
+    if members_only and not members:
+        return
+    query = Query("q", "a", "", ("b",), members)
+    ks = {"recall_at": (1, 2), "subset_recall_at": (1, 3), "map_at": (2,)}
+    evaluation = EvaluationSet("hand", (query,), tuple("abcdefghij"), members_only=members_only, mean_of=mean_of, **ks)
+    assert names(evaluation) == list(score(rank(torch.ones(1, 1), FALLING, evaluation), evaluation))
 
 
 def official_circo(ranked, targets, ks):
