@@ -60,11 +60,11 @@ def test_names_are_known_before_anything_is_scored(members, members_only, mean_o
 def official_circo(ranked, targets, ks):
     """Per query: hits among the ranked names, precision at every hit, divided by min(number of targets, K); recall of the first one."""
     sums = {f"R@{k}": 0.0 for k in ks} | {f"mAP@{k}": 0.0 for k in ks}
-    for names, right in zip(ranked, targets, strict=True):
-        hits = np.isin(names, right)
-        precisions = np.cumsum(hits) * hits / np.arange(1, len(names) + 1)
+    for order, right in zip(ranked, targets, strict=True):
+        hits = np.isin(order, right)
+        precisions = np.cumsum(hits) * hits / np.arange(1, len(order) + 1)
         for k in ks:
-            sums[f"R@{k}"] += right[0] in names[:k]
+            sums[f"R@{k}"] += right[0] in order[:k]
             sums[f"mAP@{k}"] += precisions[:k].sum() / min(len(right), k)
     return {name: 100 * total / len(targets) for name, total in sums.items()}
 
