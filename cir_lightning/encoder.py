@@ -34,7 +34,7 @@ class Sight(NamedTuple):
         soft: (B, T, D) float, the instance-specific soft prompt.
         features: (B, N, Dv) float32, standardised patch features.
         chosen: (B, K) long, the pool's prompts that were chosen; None without a pool.
-        pull: () float, the loss term that trains the pool's keys; zero without a pool.
+        pull: (B,) float, the loss term that trains the pool's keys; zero without a pool.
     """
 
     image: Tensor
@@ -45,7 +45,7 @@ class Sight(NamedTuple):
 
     def at(self, index: Tensor) -> Sight:
         """The sights of some of the pictures, index (B',) long."""
-        return Sight(self.image[index], self.soft[index], self.features[index], None, self.pull)
+        return Sight(self.image[index], self.soft[index], self.features[index], None, self.pull[index])
 
 
 class Standardiser(nn.Module):

@@ -156,12 +156,13 @@ class CIRModule(LightningModule):
         targets, where = place[size:].unique(return_inverse=True)
         target = self.encoder.encode_target(sight.at(targets))[where]
         contrast = self.loss(query, target, batch.content)
+        pull = sight.pull[place].mean()  # of every reference and target, so that it does not depend on how processes share the batch
         self.log_dict(
-            {"train/loss": contrast, "train/pull": sight.pull, "train/temperature": self.loss.temperature}, batch_size=size, prog_bar=False
+            {"train/loss": contrast, "train/pull": pull, "train/temperature": self.loss.temperature}, batch_size=size, prog_bar=False
         )
         self.log("loss", contrast, prog_bar=True, logger=False, batch_size=size)
         self.last_chosen = sight.chosen
-        total: Tensor = contrast + sight.pull
+        total: Tensor = contrast + pull
         return total
 
     def configure_optimizers(self) -> Any:

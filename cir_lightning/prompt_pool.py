@@ -29,7 +29,7 @@ class SoftPromptOutput(NamedTuple):
     Attributes:
         tokens: float (B, length, D) on the Connector's scale (variance near 1); the caller scales them to the LLM's input embeddings.
         chosen: long (B, K), prompt numbers in 0..M-1, best first; None where nothing is chosen.
-        pull: float scalar, a term to add to the loss; 0 where there is none.
+        pull: float (B,), a term of each image to add to the loss; 0 where there is none.
     """
 
     tokens: Tensor
@@ -76,7 +76,7 @@ class PromptPool(SoftPrompt):
 
     * A hard top-K gives W and the keys no gradient, so the chosen prompts are weighted by ``K * softmax(chosen cosines)``: the weights
       average 1, and the main loss reaches W and the keys. With ``chosen=1`` the weight is always 1: W stays as drawn, a random projection.
-    * ``pull * mean_i sum_k (1 - cos(q_i, k_k))`` over the chosen keys moves them to the images that choose them. As in L2P, where q is
+    * ``pull * sum_k (1 - cos(q_i, k_k))`` over the chosen keys of image i moves them to the images that choose them. As in L2P, where q is
       frozen, it trains the keys only. If it trained W too, all images would soon ask the same: by the pull term alone, 1,000 steps took
       300 clusters of features from 300 different choices to 2 (and to 300 without W).
 
@@ -116,7 +116,7 @@ class PromptPool(SoftPrompt):
         cosines, chosen = (query @ keys.T).topk(self.chosen)  # (B, K) each
         weights = self.chosen * cosines.softmax(-1)
         tokens = weights[..., None, None] * self.prompts[chosen]  # (B, K, Lp, D)
-        pull = self.pull * (1 - torch.einsum("bd,bkd->bk", query.detach(), keys[chosen])).sum(1).mean()
+        pull = self.pull * (1 - torch.einsum("bd,bkd->bk", query.detach(), keys[chosen])).sum(1)
         return SoftPromptOutput(tokens.flatten(1, 2), chosen, pull)
 
 
@@ -141,7 +141,7 @@ class UniversalPrompt(SoftPrompt):
 
     def forward(self, features: Tensor) -> SoftPromptOutput:
         """See :meth:`SoftPrompt.forward`."""
-        return SoftPromptOutput(self.prompt.expand(len(features), -1, -1), None, features.new_zeros(()))
+        return SoftPromptOutput(self.prompt.expand(len(features), -1, -1), None, features.new_zeros(len(features)))
 
 
 class NoPrompt(SoftPrompt):
@@ -155,7 +155,7 @@ class NoPrompt(SoftPrompt):
 
     def forward(self, features: Tensor) -> SoftPromptOutput:
         """See :meth:`SoftPrompt.forward`."""
-        return SoftPromptOutput(features.new_zeros(len(features), 0, self.width), None, features.new_zeros(()))
+        return SoftPromptOutput(features.new_zeros(len(features), 0, self.width), None, features.new_zeros(len(features)))
 
 
 def _check_tokens(tokens: int) -> None:

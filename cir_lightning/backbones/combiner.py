@@ -71,7 +71,7 @@ class Combiner(Encoder):
         """See :class:`~cir_lightning.encoder.Encoder`; there are no tokens, only features."""
         x = self.standardise(features)
         none = x.new_empty(len(x), 0, 0)
-        return Sight(none, none, x, None, x.new_zeros(()))
+        return Sight(none, none, x, None, x.new_zeros(len(x)))
 
     def encode_target(self, sight: Sight) -> Tensor:
         """See :class:`~cir_lightning.encoder.Encoder`."""

@@ -106,7 +106,7 @@ def test_every_trained_parameter_gets_a_gradient(connector, prompt, checkpointin
     sight = encoder.see(random_features(16))  # more than one picture per prompt of the pool
     captions = [f"but {i}" for i in range(8)]
     query = encoder.encode_query(sight.at(torch.arange(8)), captions)
-    loss = InfoNCE()(query, encoder.encode_target(sight.at(torch.arange(8, 16))), torch.arange(8)) + sight.pull
+    loss = InfoNCE()(query, encoder.encode_target(sight.at(torch.arange(8, 16))), torch.arange(8)) + sight.pull.mean()
     loss.backward()
     for name, parameter in trained.items():
         assert parameter.grad is not None, name

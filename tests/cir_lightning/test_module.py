@@ -170,6 +170,16 @@ def test_evaluation_is_equal_on_1_2_and_3_processes(worlds):
             assert torch.equal(out["before"]["scores"][name], scores), place
 
 
+def test_the_first_gradient_is_equal_on_1_2_and_3_processes(worlds):
+    alone = worlds[1, 0]["gradients"]
+    assert alone["encoder.soft_prompt.keys"].abs().max() > 1e-3
+    for place, out in worlds.items():
+        assert out["gradients"].keys() == alone.keys()
+        for name, gradient in alone.items():
+            error = (out["gradients"][name] - gradient).abs().max()
+            assert error <= 1e-4 * gradient.abs().max(), (place, name)
+
+
 def test_training_on_several_processes_is_training_on_one(worlds):
     """The same global batches: alignment and three steps end at the same embeddings, up to rounding."""
     alone = worlds[1, 0]["after"]["scores"]

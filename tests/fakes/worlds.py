@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import torch
+from lightning.pytorch import Callback
 from torch import multiprocessing
 
 from cir_lightning.alignment import TitleAlignment
@@ -22,20 +23,28 @@ WORLDS = (3, 2, 1)  # the last one in a fork too: a process that has run a backw
 GLOBAL_BATCH = 24
 
 
+class Gradients(Callback):
+    """Keeps the gradients of the first step."""
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):  # noqa: ARG002, D102
+        if trainer.global_step == 0:
+            self.first = {name: p.grad.clone() for name, p in pl_module.named_parameters() if p.requires_grad}
+
+
 def work(rank: int, world: int, port: int, folder: Path) -> None:
     """One process."""
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {key: str(value) for key, value in place.items()}
     torch.set_num_threads(1)
     data = TinyCIR(str(folder), batch_size=GLOBAL_BATCH // world, eval_batch_size=22)  # 40 pictures: the third process would get none
-    module = tiny_module(encoder=tiny_encoder(soft_prompt=PromptPool(6, 2, chosen=2, pull=0)))
+    module = tiny_module(encoder=tiny_encoder(soft_prompt=PromptPool(6, 2, chosen=2)))
     trainer = tiny_trainer(
         folder,
         devices=world,
         strategy="ddp" if world > 1 else "auto",
         max_steps=3,
         limit_val_batches=1.0,
-        callbacks=[TitleAlignment(5, 16)],
+        callbacks=[TitleAlignment(5, 16), gradients := Gradients()],
     )
     out = {}
     for moment in ("before", "after"):
@@ -46,6 +55,7 @@ def work(rank: int, world: int, port: int, folder: Path) -> None:
         }
         if moment == "before":
             trainer.fit(module, datamodule=data)
+    out["gradients"] = gradients.first
     torch.save(out, folder / f"{world}-{rank}.pt")
 
 
