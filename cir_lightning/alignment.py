@@ -68,26 +68,34 @@ class TitleAlignment(Callback):
         self._restored = dict(state_dict)
         self.done = self._restored.pop("done")
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Align.
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
+        """Refuse what cannot be aligned, before anything is computed.
 
         Raises:
-            UserError: the encoder has no Connector, or the data set has no titles.
+            UserError: the encoder has no Connector, or the data set has too few titles.
         """
         module: CIRModule = pl_module  # type: ignore[assignment]
-        if self.done >= self.steps or trainer.global_step or module.init_from:
+        if stage != "fit" or not self.steps or module.init_from:
             return
         if not isinstance(module.encoder, IntentEncoder):
             raise UserError(
                 f"TitleAlignment needs a Connector, which {type(module.encoder).__name__} does not have; remove it from trainer.callbacks"
             )
-        pictures = [i for i in module.data.train_pictures() if module.data.pictures[i].title]
-        if len(pictures) < self.batch_size:
+        if len(pictures := self._titled(module)) < self.batch_size:
             raise UserError(
                 f"TitleAlignment.batch_size={self.batch_size} is more than the {len(pictures)} training pictures with a title; set a "
                 "smaller one, or remove it from trainer.callbacks"
             )
-        self._align(trainer, module, torch.tensor(pictures))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Align."""
+        module: CIRModule = pl_module  # type: ignore[assignment]
+        if self.done < self.steps and not trainer.global_step and not module.init_from:
+            self._align(trainer, module, torch.tensor(self._titled(module)))
+
+    @staticmethod
+    def _titled(module: CIRModule) -> list[int]:
+        return [i for i in module.data.train_pictures() if module.data.pictures[i].title]
 
     def _align(self, trainer: Trainer, module: CIRModule, pictures: Tensor) -> None:
         from tqdm import tqdm

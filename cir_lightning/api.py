@@ -5,6 +5,7 @@ Shapes: P pictures, E embedding.
 
 from __future__ import annotations
 
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,8 +20,7 @@ from data_modules.errors import UserError
 from data_modules.images import load_image, to_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from os import PathLike
+    from collections.abc import Iterable, Sequence
 
     from torch import Tensor
 
@@ -60,31 +60,34 @@ class Retriever:
         Raises:
             UserError: the picture cannot be read, or the caption is empty.
         """
-        if not caption.strip():
-            raise UserError("the caption is empty; say in words how the wanted picture differs")
+        if not isinstance(caption, str) or not caption.strip():
+            raise UserError(f"the caption is {caption!r:.60}; say in words how the wanted picture differs")
         if (count := len(caption.split())) > MAX_CAPTION_WORDS:
             raise UserError(f"the caption {caption[:40]!r}... has {count} words; say it in {MAX_CAPTION_WORDS} at most")
         return self.encoder.encode_query(self.encoder.see(self._features([picture])), [caption])[0].cpu()
 
     @torch.inference_mode()
-    def encode_pictures(self, pictures: Sequence[str | PathLike[str]]) -> Tensor:
+    def encode_pictures(self, pictures: Iterable[str | PathLike[str]]) -> Tensor:
         """The unit vectors (P, E) float32 of gallery pictures.
 
         Raises:
             UserError: there is no picture, or one cannot be read.
         """
-        if isinstance(pictures, str) or not pictures:
-            raise UserError(f"pictures={pictures!r} is no list of pictures; give at least one path, in a list")
-        chunks = (pictures[i : i + BATCH] for i in range(0, len(pictures), BATCH))
+        paths = _listed(pictures)
+        chunks = (paths[i : i + BATCH] for i in range(0, len(paths), BATCH))
         return torch.cat([self.encoder.encode_target(self.encoder.see(self._features(chunk))).cpu() for chunk in chunks])
 
-    def rank(self, picture: str | PathLike[str], caption: str, pictures: Sequence[str | PathLike[str]], top: int = 10) -> list[Match]:
+    def rank(self, picture: str | PathLike[str], caption: str, pictures: Iterable[str | PathLike[str]], top: int = 10) -> list[Match]:
         """The pictures that answer the query best, the best one first; the query's own picture is left out.
 
         Raises:
-            UserError: as the two methods above.
+            UserError: as the two methods above; there is no other picture than the query's; ``top`` is below 1.
         """
-        gallery = [path for path in pictures if Path(path).resolve() != Path(picture).resolve()]
+        if top < 1:
+            raise UserError(f"top={top} pictures were asked for; set it to 1 or more")
+        gallery = [path for path in _listed(pictures) if Path(path).resolve() != Path(picture).resolve()]
+        if not gallery:
+            raise UserError(f"there is no picture to rank besides the query's own, {str(picture)!r}; give others")
         scores = self.encode_pictures(gallery) @ self.encode_query(picture, caption)
         best = scores.sort(descending=True, stable=True)
         return [Match(str(gallery[i]), score) for score, i in zip(best.values.tolist()[:top], best.indices.tolist(), strict=False)]
@@ -94,6 +97,13 @@ class Retriever:
         pixels = torch.stack([to_tensor(load_image(Path(path)), tower.image_size, self.transform) for path in pictures])
         device = next(tower.parameters()).device
         return torch.cat([tower(part) for part in torch.split(pixels.to(device), BATCH)])
+
+
+def _listed(pictures: Iterable[str | PathLike[str]]) -> list[str | PathLike[str]]:
+    paths = [] if isinstance(pictures, str | PathLike) else list(pictures)
+    if not paths:
+        raise UserError(f"pictures={pictures!r} is no list of pictures; give at least one path, in a list")
+    return paths
 
 
 def load(name: str | PathLike[str], device: str = "cpu") -> Retriever:

@@ -69,6 +69,11 @@ class LastCheckpoint(ModelCheckpoint):
         if not trainer.optimizers:
             print("\nstopped before training: there is nothing to go on with")
             return
+        if trainer.validating:  # else Lightning would go on in the middle of it, without the embeddings of what came before
+            progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+            progress.reset()
+            progress.increment_ready()
+            progress.increment_started()
         path = f"{self.dirpath}/last.ckpt"
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:

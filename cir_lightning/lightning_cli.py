@@ -119,6 +119,7 @@ class EmbedConfig(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
         """Give the module the config for its checkpoints, so that ``cir test --ckpt_path X`` needs nothing else."""
+        pl_module.restores = self.config.ckpt_path is not None  # type: ignore[assignment]
         self.text = pl_module.run_config = self.parser.dump(self.config, skip_unset=False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002 - Lightning's signature

@@ -16,6 +16,7 @@ from cir_lightning.cache import FeatureCache
 from cir_lightning.checkpoint import CONFIG_KEY, load_trained, trained_state
 from cir_lightning.retrieval.figures import averages, names, score
 from cir_lightning.retrieval.metrics import EmbeddingTable
+from cir_lightning.retrieval.protocol import check
 from cir_lightning.retrieval.ranking import Ranking, rank_all
 from cir_lightning.weights import find_weights, read_weights
 from data_modules.collate import PictureBatch, QueryBatch, TripletBatch
@@ -75,12 +76,16 @@ class CIRModule(LightningModule):
         for key, value in (("lr", lr), ("lora_lr", lora_lr), ("top", top)):
             if value <= 0:
                 raise UserError(f"model.{key}={value} is not possible; set it above 0")
+        for key, value in (("weight_decay", weight_decay), ("warmup_steps", warmup_steps), ("final_lr", final_lr)):
+            if value < 0:
+                raise UserError(f"model.{key}={value} is not possible; set it to 0 or more")
         self.encoder, self.loss = encoder, loss
         self.lr, self.lora_lr, self.weight_decay = lr, lora_lr, weight_decay
         self.warmup_steps, self.final_lr, self.init_from = warmup_steps, final_lr, init_from
         self.top, self.yardsticks, self.monitor = top, yardsticks, monitor
         self.rankings: dict[str, tuple[EvaluationSet, Ranking]] = {}
-        self.run_config = ""  # the command line puts the whole configuration here, as text
+        self.run_config = ""  # the command line puts the whole configuration here, as text,
+        self.restores = False  # and here, whether a checkpoint is about to be loaded, which Lightning does not yet know in setup
         self._built = False
 
     @property
@@ -115,10 +120,9 @@ class CIRModule(LightningModule):
                 f"trainer.precision={self.trainer.precision!r} would round the trained float32 weights at every step, so that small "
                 "updates are lost; use bf16-mixed"
             )
-        if stage == "fit":
-            self._check_monitor()
+        self._check_protocols(stage)
         self.configure_model()  # Lightning calls it after setup, which already needs the tower
-        trained = bool(self.init_from or self.trainer.ckpt_path)
+        trained = self.restores or bool(self.init_from)
         training = stage == "fit" or not trained or (self.yardsticks and stage != "predict")
         needed = self.data.train_pictures() if training else []
         for split in _SPLITS[stage]:
@@ -127,10 +131,12 @@ class CIRModule(LightningModule):
         if not trained:  # else a checkpoint brings its own statistics
             self.encoder.standardise.fit(self.features_of(torch.tensor(self.data.train_pictures() or needed)))
 
-    def _check_monitor(self) -> None:
-        sets = self.data.evaluation_sets("val")
+    def _check_protocols(self, stage: str) -> None:
+        sets = [evaluation for split in _SPLITS[stage] for evaluation in self.data.evaluation_sets(split)]
+        for evaluation in sets:
+            check(evaluation)
         promised = _flat("val", [(evaluation, dict.fromkeys(names(evaluation), 0.0)) for evaluation in sets])
-        if sets and self.monitor not in promised:
+        if stage == "fit" and sets and self.monitor not in promised:
             raise UserError(f"model.monitor={self.monitor!r} is no figure of this benchmark; choose one of {', '.join(sorted(promised))}")
 
     def _see(self, positions: list[int]) -> None:
@@ -143,7 +149,18 @@ class CIRModule(LightningModule):
 
     def features_of(self, pictures: Tensor) -> Tensor:
         """Patch features (B, N, Dv) float16 of pictures (B,) long, positions in ``data.pictures``."""
-        return self.features[self.feature_row[pictures.cpu()]].to(self.device)
+        return self.features[self.feature_rows(pictures.cpu())].to(self.device)
+
+    def feature_rows(self, pictures: Tensor) -> Tensor:
+        """Rows (B,) of ``features`` of pictures (B,) long, positions in ``data.pictures``.
+
+        Raises:
+            RuntimeError: setup did not get the features of one of them.
+        """
+        rows = self.feature_row[pictures]
+        if (rows < 0).any():
+            raise RuntimeError(f"setup did not get the features of {int((rows < 0).sum())} of {len(rows)} pictures")
+        return rows
 
     # ---- training --------------------------------------------------------------------------------------------------------------
 

@@ -116,10 +116,14 @@ class ResultsTable(Callback):
         self._write(trainer, pl_module, "test")  # type: ignore[arg-type]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Figures of the last validation of ``cir fit``, and what to do next."""
+        """Figures of the last validation of ``cir fit``."""
         module: CIRModule = pl_module  # type: ignore[assignment]
         if trainer.is_global_zero and module.rankings:
             print("\n" + to_text(self._report(module, "val", f"step {module.ranked_at}")))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002 - Lightning's signature
+        """Say what to do next, also where a resumed run had nothing left to train."""
+        if trainer.is_global_zero:
             print(f"trained: {self.folder}; score it with cir test --ckpt_path {self.folder}")
 
     def _write(self, trainer: Trainer, module: CIRModule, split: Split) -> None:
@@ -146,12 +150,12 @@ class ResultsTable(Callback):
         )
 
     def _rows(self, module: CIRModule, split: Split) -> tuple[report.Row, ...]:
-        yardsticks = Yardsticks(module)
+        yardsticks = Yardsticks(module) if module.yardsticks else None
         fingerprints = {evaluation.fingerprint for evaluation, _ in module.rankings.values()}
         combiner = [] if module.encoder.label == COMBINER else list(sibling_rows(self.folder / split, COMBINER, fingerprints))
         rows: list[report.Row] = []
         for evaluation, ranking in module.rankings.values():
-            for name, queries, gallery in yardsticks.rank_vectors(evaluation):
+            for name, queries, gallery in yardsticks.rank_vectors(evaluation) if yardsticks else ():
                 rows.append(make_row(name, evaluation, rank(queries, gallery, evaluation, top=1)))
             own = make_row(module.encoder.label, evaluation, ranking)
             papers = published_rows(own, evaluation) if is_official(evaluation, split, module.data.official) else []
@@ -169,8 +173,8 @@ class ResultsTable(Callback):
             notes.append(f"{', '.join(others)}: not the published counts, so no published figures can stand beside these")
         if all(row.method != COMBINER for row in rows):
             notes.append(
-                f"no row for the {COMBINER}: no run of it on these queries lies beside this one; make it with cir fit --config "
-                f"{module.data.recipe}.yaml --config combiner.yaml and cir test --ckpt_path its folder"
+                f"no row for the {COMBINER}: no run of it on these queries lies beside this one; make one with cir fit, this run's "
+                "--config and --config combiner.yaml, and score it with cir test"
             )
         return tuple(notes)
 

@@ -73,7 +73,7 @@ class Yardsticks:
             yield "sum of both", image + caption, gallery
 
     def _pictures(self, names: Sequence[str]) -> Tensor:
-        return self.pooled[self.module.feature_row[[self.data.picture_index[name] for name in names]]]
+        return self.pooled[self.module.feature_rows(torch.tensor([self.data.picture_index[name] for name in names]))]
 
     @torch.no_grad()
     def _captions(self, captions: Sequence[str]) -> Tensor:

@@ -21,6 +21,18 @@ if TYPE_CHECKING:
     from fakes.site import Site
 
 
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder into which the mini LVLM's real weights were converted, which takes seconds: for tests that only read them."""
+    from cir_lightning.backbones.mini import language_model_folder
+
+    folder = tmp_path_factory.mktemp("converted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CIR_CACHE", str(folder))
+        language_model_folder()
+    return folder
+
+
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """A web site on this machine."""

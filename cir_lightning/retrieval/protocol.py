@@ -96,6 +96,16 @@ def lay_out(galleries: Iterable[tuple[str, ...]], place: Mapping[str, int]) -> t
     return order, found
 
 
+def check(evaluation: EvaluationSet) -> None:
+    """Refuse what cannot be ranked before anything is encoded.
+
+    Raises:
+        UserError: see :func:`view`.
+    """
+    place = {name: index for index, name in enumerate(evaluation.gallery)}
+    view(evaluation, lay_out([evaluation.gallery], place)[1][evaluation.gallery], top=0)
+
+
 def view(evaluation: EvaluationSet, gallery: Gallery, top: int) -> View:
     """Check an evaluation set and find its columns.
 

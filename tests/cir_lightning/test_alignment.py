@@ -111,4 +111,4 @@ def test_titles_are_needed(tmp_path):
 
 def test_a_connector_is_needed():
     with pytest.raises(UserError, match=r"needs a Connector, which Combiner does not have; remove it from trainer\.callbacks"):
-        TitleAlignment(3, 8).on_train_start(SimpleNamespace(global_step=0), SimpleNamespace(encoder=Combiner(), init_from=None))
+        TitleAlignment(3, 8).setup(SimpleNamespace(), SimpleNamespace(encoder=Combiner(), init_from=None), "fit")

@@ -11,6 +11,7 @@ from fakes.tiny import TinyCIR, TinyLVLM
 
 from cir_lightning import __version__
 from cir_lightning.cli import COMMANDS, main, recipe_folder
+from cir_lightning.module import CIRModule
 
 RECIPES = sorted(str(path.relative_to(recipe_folder())) for path in recipe_folder().rglob("*.yaml"))
 COMPLETE = [recipe for recipe in RECIPES if "seed_everything" in (recipe_folder() / recipe).read_text()]
@@ -228,6 +229,38 @@ def test_a_refused_run_can_be_started_again(fitted, tmp_path, capsys):
     options[-2:] = ["--model.monitor", "val/tiny/avg/mean"]
     line = refused(["fit", "--config", str(fitted / "tiny.yaml"), *options], capsys)
     assert line.startswith("cir: model.monitor='val/tiny/avg/mean' is no figure of this benchmark; choose one of val/tiny/avg/R@1, val/")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "needs_training"),
+    [
+        (["test"], True),
+        (["test", "--model.yardsticks", "false"], False),
+        (["validate", "--model.yardsticks", "false"], False),
+        (["predict"], False),
+    ],
+)
+def test_only_yardsticks_need_the_training_pictures_of_a_trained_model(command, needs_training, fitted, monkeypatch):
+    seen = []
+    see = CIRModule._see
+    monkeypatch.setattr(CIRModule, "_see", lambda module, positions: (seen.append(positions), see(module, positions)))
+    shutil.rmtree(fitted / "run" / "test", ignore_errors=True)
+    assert main([*command, "--ckpt_path", str(fitted / "run")]) == 0
+    data = TinyCIR(str(fitted))
+    data.setup()
+    wanted = data.evaluation_pictures("val" if command[0] == "validate" else "test")
+    assert seen == [sorted({*wanted, *data.train_pictures()}) if needs_training else wanted]
+    if command[0] == "test":
+        assert ("random" in {row["method"] for row in rows(fitted)}) is needs_training
+
+
+def test_a_k_beyond_the_gallery_is_refused_before_training(fitted, tmp_path, capsys):
+    options = ["--trainer.default_root_dir", str(tmp_path / "refused"), "--data.recall_at=[1,50]"]
+    assert "R@50 of a gallery of 39 pictures" in refused(["fit", "--config", str(fitted / "tiny.yaml"), *options], capsys)
+    options[-1] = "--trainer.callbacks.batch_size=99"
+    line = refused(["fit", "--config", str(fitted / "tiny.yaml"), *options], capsys)
+    assert line.startswith("cir: TitleAlignment.batch_size=99 is more than the ")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -10,7 +10,9 @@ from fakes.tiny import TinyCIR
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from cir_lightning.callbacks import LastCheckpoint, best_checkpoint
 from cir_lightning.loss import InfoNCE
+from cir_lightning.module import CIRModule
 from cir_lightning.prompt_pool import PromptPool, UniversalPrompt
 from data_modules.collate import TripletBatch
 from data_modules.errors import UserError
@@ -110,6 +112,36 @@ def test_resuming_in_the_middle_of_an_epoch_goes_on_with_its_data(tmp_path):
     whole = fit(0)
     assert len(whole) > 6  # the checkpoint of step 3 lies inside the first epoch
     assert fit(1, tmp_path / "run0" / "step=3.ckpt") == whole[3:]
+
+
+@pytest.mark.parametrize("at", [1, 2, 4, 5, 11])
+def test_stopped_in_a_validation_it_goes_on_to_the_same_checkpoints(tmp_path, monkeypatch, at):
+    """The embeddings of what came before are not in the checkpoint: the validation has to begin anew."""
+
+    def run(root, checkpoint=None):
+        folder = root / "checkpoints"
+        kept = [best_checkpoint(folder, "val/tiny/avg/R@1"), LastCheckpoint(folder)]
+        often = {"max_steps": 6, "val_check_interval": 2, "check_val_every_n_epoch": None}
+        trainer = tiny_trainer(root, callbacks=kept, enable_checkpointing=True, **often)
+        trainer.fit(tiny_module(lr=1e-2), datamodule=TinyCIR(str(tmp_path), eval_batch_size=10), ckpt_path=checkpoint, weights_only=True)
+        return {name: torch.load(folder / f"{name}.ckpt", weights_only=True) for name in ("best", "last")}
+
+    def stop(module, batch):
+        steps.append(batch)
+        if len(steps) == of_one + at:  # in the second of three validations
+            raise KeyboardInterrupt
+        return step(module, batch)
+
+    step, steps, of_one = CIRModule._evaluation_step, [], 4 + 7  # batches of pictures and of queries
+    whole = run(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(CIRModule, "_evaluation_step", stop)
+        with pytest.raises(SystemExit):
+            run(tmp_path / "cut")
+    resumed = run(tmp_path / "cut", tmp_path / "cut" / "checkpoints" / "last.ckpt")
+    for name, checkpoint in whole.items():
+        assert resumed[name]["global_step"] == checkpoint["global_step"]
+        assert all(torch.equal(tensor, resumed[name]["state_dict"][key]) for key, tensor in checkpoint["state_dict"].items())
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])

@@ -93,7 +93,7 @@ def fake_run(*sets, scored="test", official=None, skipped=0):
         "ToyCIR", (), {"seed": 0, "recipe": "toy", "official": official or {}, "benchmark": benchmark, "scored": lambda _, split: scored}
     )()
     rankings = {evaluation.name: (evaluation, ranking()) for evaluation in sets}
-    module = SimpleNamespace(rankings=rankings, encoder=SimpleNamespace(label="this"), data=data)
+    module = SimpleNamespace(rankings=rankings, yardsticks=True, encoder=SimpleNamespace(label="this"), data=data)
     return SimpleNamespace(is_global_zero=True), module
 
 

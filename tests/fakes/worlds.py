@@ -26,7 +26,7 @@ GLOBAL_BATCH = 24
 class Gradients(Callback):
     """Keeps the gradients of the first step."""
 
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer):  # noqa: ARG002, D102
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):  # noqa: D102
         if trainer.global_step == 0:
             self.first = {name: p.grad.clone() for name, p in pl_module.named_parameters() if p.requires_grad}
 
