@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from data_modules.errors import UserError
+from data_modules.json_text import parse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,14 +56,9 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        UserError: it cannot be read, is not UTF-8, or is broken; the line and column are named.
+        UserError: it cannot be read, is not UTF-8, or see :func:`data_modules.json_text.parse`.
     """
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}, line {error.lineno}, column {error.colno}: broken JSON ({error.msg}); get the file again, or mend it there"
-        ) from error
+    return parse(read_text(path), path, "get the file again, or mend it there")
 
 
 def read_records(path: Path, fields: Mapping[str, type | tuple[type, ...]], what: str) -> list[dict[str, Any]]:

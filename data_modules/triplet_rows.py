@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from data_modules.errors import UserError
+from data_modules.json_text import parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -131,11 +131,7 @@ def _json_records(path: Path) -> Iterator[_Record]:
     for line, text in enumerate(_lines(path), start=1):
         if not text.strip():
             continue
-        place = f"{path}, line {line}"
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{place}, column {error.colno}: broken JSON ({error.msg}); mend it there") from error
+        place, record = f"{path}, line {line}", parse(text, path, "mend it there", line)
         if not isinstance(record, dict):
             raise UserError(f"{place}: {text.strip()[:40]!r} is no JSON object; write one {{...}} with all its keys per line")
         _check_columns(list(record), place)

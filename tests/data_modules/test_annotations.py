@@ -54,6 +54,7 @@ def test_json_with_and_without_a_byte_order_mark(tmp_path: Path):
         ),
         (b'[{"a": 1}', r"a\.json, line 1, column 10: broken JSON"),
         (b"", r"a\.json, line 1, column 1: broken JSON"),
+        (b"[" * 100_000, r"a\.json: lists or objects are nested too deep; get the file again, or mend it there"),
         (b'["gr\xf6n"]', r"a\.json: byte 4 is not UTF-8; get the file again, or save it as UTF-8"),
     ],
 )

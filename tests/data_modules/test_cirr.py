@@ -173,6 +173,12 @@ def test_broken_json_is_located(tmp_path: Path):
         ready(tmp_path)
 
 
+def test_a_name_twice_in_a_split_is_refused(tmp_path: Path):
+    (write_cirr(tmp_path) / SPLIT).write_text('{"dev-0": "./dev/dev-0.png", "dev-0": "./dev/dev-1.png"}')
+    with pytest.raises(UserError, match=r"split\.rc2\.val\.json: the key 'dev-0' comes twice in one object; get the file again"):
+        ready(tmp_path)
+
+
 def test_missing_file_is_named(tmp_path: Path):
     (write_cirr(tmp_path) / TEST1).unlink()
     with pytest.raises(UserError, match=r"cirr: no file 'captions/cap\.rc2\.test1\.json' .*set --data\.root"):
