@@ -220,10 +220,10 @@ class FashionIQ(CIRDataModule):
         names = find_file(self.root, (f"image_splits/split.{category}.{split}.json",), "fashioniq")
         captions = find_file(self.root, (f"captions/cap.{category}.{split}.json",), "fashioniq")
         gallery = read_names(names, "a Fashion-IQ split")
-        fields = {"candidate": str, "captions": list} | ({} if split == "test" else {"target": str})
+        fields, secret = {"candidate": str, "captions": list, "target": str}, ("target",) if split == "test" else ()
         records = [
             _record(record, f"{captions}, record {number}")
-            for number, record in enumerate(read_records(captions, fields, "Fashion-IQ captions"))
+            for number, record in enumerate(read_records(captions, fields, "Fashion-IQ captions", optional=secret, blank=secret))
         ]
         known = {*gallery, ""}
         for number, record in enumerate(records):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from data_modules.errors import UserError
 from data_modules.json_text import parse
+from data_modules.validation import is_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,6 @@ SPLITS = ("train", "val", "test")
 TEXTS, LISTS = ("reference", "caption", "target", "split", "category", "id"), ("targets", "subset")
 SEPARATORS = ",;\t"
 BAR = "|"  # between the names in one CSV cell: Windows allows it in no file name, and elsewhere hardly anybody uses it
-HALF = re.compile("[\ud800-\udfff]")  # one half of a character beyond the first 65,536: no UTF-8 file has it, but JSON can write it
 
 _Record = tuple[int, "dict[str, str]", "dict[str, list[str]]"]  # first line, texts by column, lists by column
 
@@ -142,7 +141,7 @@ def _json_records(path: Path) -> Iterator[_Record]:
 def _text(value: object, name: str, place: str) -> str:
     if value is None or (name == "id" and isinstance(value, int)):
         return "" if value is None else str(value)
-    if not isinstance(value, str) or HALF.search(value):
+    if not isinstance(value, str) or not is_text(value):
         raise UserError(f"{place}: {name!r} is {value!a:.40}, not a text; put one into quotes")
     return value.strip()
 

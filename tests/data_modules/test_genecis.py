@@ -152,8 +152,11 @@ WRONG = [
     (FOCUS, set_field(2, target={"image_id": 5}), r"record 2: no pictures of focus_object \(KeyError\('val_image_id'\)\)"),
     (ATTRIBUTE, set_field(1, reference={"val_image_id": 5}), r"focus_attribute\.json, record 1: no pictures of focus_attribute"),
     (ATTRIBUTE, set_field(1, target={"image_id": "5", "instance_bbox": [1, 2, 3]}), r"no pictures of focus_attribute \(ValueError"),
+    (ATTRIBUTE, set_field(1, target={"image_id": "../../x", "instance_bbox": [1, 2, 3, 4]}), r"record 1: no pictures .* \(ValueError"),
+    (ATTRIBUTE, set_field(1, target={"image_id": "5", "instance_bbox": [1, 2, float("inf"), 4]}), r"record 1: .* \(OverflowError"),
+    (FOCUS, set_field(1, target={"val_image_id": float("inf")}), r"record 1: no pictures of focus_object \(OverflowError"),
     (FOCUS, set_field(1, gallery=["x"]), r"record 1: no pictures of focus_object \(TypeError"),
-    (FOCUS, set_field(1, condition=""), r"empty caption in query '1' of val/genecis/focus_object"),
+    (FOCUS, set_field(1, condition=""), r"focus_object\.json, record 1: empty condition; write one"),
     (FOCUS, lambda records: [{"pairid": 5}], r"focus_object\.json, record 0: no 'reference' \(it has pairid\)"),
 ]
 
