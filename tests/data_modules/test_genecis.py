@@ -9,6 +9,7 @@ from fakes.files import edit, set_field
 from fakes.genecis import COCO, DISTRACTORS, QUERIES, SIZE, write_genecis
 from PIL import Image
 
+from data_modules.check import check
 from data_modules.errors import UserError
 from data_modules.genecis import TASKS, GeneCIS
 from data_modules.images import cut, load_image
@@ -136,6 +137,19 @@ def test_objects_are_cut_out_as_the_authors_do(root: Path, tmp_path: Path, bbox:
     top, left = (side - height) // 2, (side - width) // 2
     expected[top : top + height, left : left + width] = part
     assert np.array_equal(np.asarray(cut(whole, picture.box)), expected)
+
+
+def test_a_box_outside_its_picture_is_found_by_the_check_and_named_with_the_file(tmp_path: Path):
+    write_genecis(tmp_path)
+    file, box = tmp_path / "VG_100K_all" / "2366050.jpg", (893, 898, 910, 903)
+    edit(tmp_path / ATTRIBUTE, set_field(1, target={"image_id": "2366050", "instance_bbox": [900, 900, 10, 3]}))
+    unreadable = check(GeneCIS(str(tmp_path))).unreadable or {}
+    assert list(unreadable) == [file]
+    sentence = f"box {box} is not in its picture of 40 x 30 pixels; use the picture that the box is of"
+    assert unreadable[file] == sentence
+    with pytest.raises(UserError) as refusal:
+        load_image(file, box)
+    assert str(refusal.value) == f"{file}: {sentence}"
 
 
 def test_a_box_outside_its_picture_is_refused():
