@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_modules.errors import UserError
 from data_modules.json_text import parse
-from data_modules.validation import UNFIT
+from data_modules.validation import UNFIT, is_text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -111,12 +111,21 @@ def _flaw(record: Any, fields: Mapping[str, type], what: str, optional: Collecti
         return f"{str(record)[:60]!r} is no object, as the records of {what} are; is it another file?"
     for field, kind in fields.items():
         value = record.get(field)
-        if not isinstance(value, kind) and not (field in optional and field not in record):
-            has = f"{field}={value!r:.60}" if field in record else f"no {field!r} (it has {', '.join(sorted(record))})"
-            return f"{has}, unlike {what}; is it the file of another benchmark or version?"
-        if kind is str and field not in blank and value is not None and not value.strip():
-            return f"empty {field}; write one, or take the record out"
+        if type(value) is not kind:  # true is no number
+            if field in record:
+                return f"{field}={value!r:.60}, unlike {what}; is it the file of another benchmark or version?"
+            if field not in optional:
+                has = " ".join(", ".join(sorted(record)).split())
+                return f"no {field!r} (it has {has:.200}), unlike {what}; is it the file of another benchmark or version?"
+        elif isinstance(value, str) and (flaw := _flaw_of_text(value, field, may_be_blank=field in blank)):
+            return flaw
     return ""
+
+
+def _flaw_of_text(text: str, field: str, *, may_be_blank: bool) -> str:
+    if not is_text(text):
+        return f"{field}={text!a:.60} has a NUL or half of a character; get the file again, or mend it there"
+    return "" if may_be_blank or text.strip() else f"empty {field}; write one, or take the record out"
 
 
 def read_names(path: Path, what: str) -> list[str]:

@@ -129,5 +129,5 @@ def _targets(record: dict[str, Any], where: str) -> tuple[str, ...]:
         return ()
     target, right = record["target_img_id"], record["gt_img_ids"]
     if target not in right:
-        raise UserError(f"{where}: target_img_id {target} is not among gt_img_ids {right}; get the file again")
+        raise UserError(f"{where}: target_img_id {target} is not among gt_img_ids {right!r:.80}; get the file again")
     return (str(target), *(str(number) for number in right if number != target))

@@ -155,7 +155,7 @@ def _flaw(record: Mapping[str, Any], split: str, paths: Mapping[str, str]) -> st
     """What is wrong with a record that has its fields; empty if nothing is."""
     asked, image_set = (record["reference"], *_target(record)), record.get("img_set", {})
     if outside := [name for name in asked if name not in paths]:
-        return f"{outside[0]!r} is no picture of the split {split}"
+        return f"{outside[0]!r:.80} is no picture of the split {split}"
     if split != "train":
         return _flaw_of_members(image_set.get("members"), asked, paths)
     number = image_set.get("id", "")  # nothing else is read of the image sets of train
@@ -170,7 +170,7 @@ def _flaw_of_members(members: Any, asked: tuple[str, ...], paths: Mapping[str, s
     if lacking := [name for name in asked if name not in members]:
         return f"img_set has not {lacking[0]!r}, the reference or the target, among its members"
     outside = [name for name in members if name not in paths]
-    return f"img_set has the member {outside[0]!r}, which is no picture of the split" if outside else ""
+    return f"img_set has the member {outside[0]!r:.80}, which is no picture of the split" if outside else ""
 
 
 def _target(record: Mapping[str, Any]) -> tuple[str, ...]:

@@ -90,6 +90,9 @@ def test_records_have_their_fields_and_may_have_more(tmp_path: Path):
             r"a\.json, record 2: no 'caption' \(it has id, reference\).*another benchmark or version\?",
         ),
         ([{**FINE, "id": "3"}], r"a\.json, record 0: id='3', unlike captions"),
+        ([{**FINE, "id": True}], r"a\.json, record 0: id=True, unlike captions"),
+        ([{**FINE, "caption": "cut \ud83d"}], r"a\.json, record 0: caption='cut \\ud83d' has a NUL or half of a character; get the file"),
+        ([{"a\nb": 1}], r"a\.json, record 0: no 'reference' \(it has a b\)"),
         ([{**FINE, "reference": None}], r"a\.json, record 0: reference=None"),
     ],
 )

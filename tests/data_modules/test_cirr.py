@@ -175,7 +175,7 @@ WRONG = [
     (TEST1, set_field(2, target_hard=["a"]), r"test1\.json, record 2: target_hard=\['a'\], unlike"),
     (VAL, set_field(4, caption=" "), r"val\.json, record 4: empty caption; write one, or take the record out"),
     (TRAIN, set_field(4, caption=""), r"train\.json, record 4: empty caption; write one"),
-    (VAL, set_field(4, caption="cut \ud83d"), r"caption 'cut \\ud83d' in query '120' of val/cirr has a NUL or half of a character; mend"),
+    (VAL, set_field(4, caption="cut \ud83d"), r"val\.json, record 4: caption='cut \\ud83d' has a NUL or half of a character; get the"),
     (SPLIT, lambda paths: {**paths, "../secret": "./dev/secret.png"}, r"split\.rc2\.val\.json: '\.\./secret' is no name of a picture in"),
     (SPLIT, lambda paths: {**paths, "x": "/tmp/x.png"}, r"split\.rc2\.val\.json: '/tmp/x\.png' is no name of a picture in the data set's"),
     (SPLIT, lambda paths: {**paths, "x": ".//tmp/x.png"}, r"split\.rc2\.val\.json: '\.//tmp/x\.png' is no name of a picture"),

@@ -203,6 +203,11 @@ CIRR = [{"pairid": 1, "reference": "dev-1", "target_hard": "dev-2", "caption": "
             set_field(3, captions=["is red"]),
             r"cap\.toptee\.train\.json, record 3: captions=\['is red'\] are not two sentences",
         ),
+        (
+            "captions/cap.toptee.train.json",
+            set_field(3, captions=["is red", "\ud83d"]),
+            r"record 3: captions=\['is red', '\\ud83d'\] are not",
+        ),
         ("captions/cap.toptee.train.json", set_field(3, captions=["is red", 5]), r"record 3: captions=\['is red', 5\] are not two"),
         (
             "captions/cap.dress.train.json",
