@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from cir_lightning.storage import lock, replace_file
 from data_modules.folders import cache_root
-from data_modules.images import TRANSFORM_VERSION, content_hash, cut, load_image, to_tensor
+from data_modules.images import TRANSFORM_VERSION, content_hash, load_image, to_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -98,7 +98,7 @@ class FeatureCache:
         with tqdm(total=len(pictures), desc="patch features", unit="picture", disable=len(pictures) < FEW) as bar:
             for start in range(0, len(pictures), BATCH):
                 chunk = pictures[start : start + BATCH]
-                squares = [to_tensor(cut(load_image(p.path), p.box), self.tower.image_size, self.transform) for p in chunk]
+                squares = [to_tensor(load_image(p.path, p.box), self.tower.image_size, self.transform) for p in chunk]
                 pixels = torch.stack(squares)
                 yield self.tower(pixels.to(device)).cpu()
                 bar.update(len(chunk))

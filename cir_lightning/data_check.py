@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from cir_lightning.data_cli import Refusing
 from data_modules.check import check, to_text, write_lists
-from data_modules.errors import UserError
 from data_modules.registry import BENCHMARKS, find_benchmark
 
+DATA = "--data."  # of cir fit's options, which the remedies in messages name
 HELP = f"""\
 usage: cir data check NAME [--root FOLDER] [--fast] [options of the benchmark]
 
 Count the records of a benchmark beside the official counts, and open every picture. What is missing or unreadable is listed in
 FOLDER/missing.tsv and FOLDER/unreadable.tsv. NAME is one of {", ".join(BENCHMARKS)}.
 Exit code: 0 if training and scoring would be on all of the benchmark as published, 1 if anything is missing, unreadable or not the
-official count, in training or evaluation, 2 for a mistake. cir data check NAME --help shows the options of a benchmark."""
+official count, in training or evaluation, 2 for a mistake. cir data check NAME --help shows the options of a benchmark. They may also be
+written as cir fit has them: --data.root."""
 
 
-class _Parser(ArgumentParser):
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(f"{' '.join((str(ex or message)).split())}; {self.prog} --help shows what there is") from ex
+class _Parser(Refusing, ArgumentParser):
+    pass
 
 
 def run(argv: list[str]) -> int:
@@ -44,7 +45,8 @@ def run(argv: list[str]) -> int:
     parser = _Parser(prog=f"cir data check {name}", description=HELP.partition("\n\n")[2], allow_abbrev=False)
     parser.add_argument("--fast", action="store_true", help="only see whether the files exist, and do not open them")
     parser.add_class_arguments(kind, skip={"train"})  # of a zero-shot benchmark: another one, with a check of its own
-    asked: dict[str, Any] = parser.parse_args(options).as_dict()
+    plain = [f"--{option.removeprefix(DATA)}" if option.startswith(DATA) else option for option in options]
+    asked: dict[str, Any] = parser.parse_args(plain).as_dict()
     fast = asked.pop("fast")
     data = kind(**asked)
     report = check(data, fast=fast)

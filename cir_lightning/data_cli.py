@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import NoReturn
 
 from data_modules.errors import UserError
 
@@ -10,6 +11,24 @@ COMMANDS = {
     "check": ("cir_lightning.data_check", "what there is and what is missing:    cir data check fashioniq"),
     "download": ("cir_lightning.data_download", "fetch pictures, or say where they are:  cir data download fashioniq"),
 }
+
+
+class Refusing:
+    """A parser's way to refuse options, in one sentence; to be inherited before it.
+
+    Attributes:
+        prog: the parser's name of the command.
+    """
+
+    prog: str
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise instead of printing the usage and leaving.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"{' '.join(str(ex or message).split())}; {self.prog} --help shows what there is") from ex
 
 
 def help_text() -> str:

@@ -7,9 +7,10 @@ import math
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from cir_lightning import __version__
+from cir_lightning.data_cli import Refusing
 from data_modules.errors import UserError
 from data_modules.sources import FASHIONIQ, SOURCES
 
@@ -50,9 +51,8 @@ def run(argv: list[str]) -> int:
     return _fetch(root, options)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; {self.prog} --help shows what there is")
+class _Parser(Refusing, argparse.ArgumentParser):
+    pass
 
 
 def _number(kind: type[int | float], low: float, high: float) -> Callable[[str], float]:

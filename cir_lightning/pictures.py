@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
-from data_modules.images import cut, load_image
+from data_modules.images import load_image
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,6 +58,6 @@ def result_grid(evaluation: EvaluationSet, ranking: Ranking, pictures: Mapping[s
 
 
 def _paste(sheet: Image.Image, picture: Picture, x: int, y: int) -> None:
-    image = cut(load_image(picture.path), picture.box)
+    image = load_image(picture.path, picture.box)
     image.thumbnail((CELL, CELL))
     sheet.paste(image, (x + (CELL - image.width) // 2, y + (CELL - image.height) // 2))

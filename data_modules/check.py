@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from data_modules.errors import UserError
 from data_modules.folders import replace_file
-from data_modules.images import load_image
+from data_modules.images import cut, load_image
 from data_modules.missing import UNREADABLE
 from data_modules.validation import validate
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MISSING = "missing.tsv"  # in the folder of the data set, as UNREADABLE
 CHUNK = 1024  # pictures that wait for a thread at a time
+Box = tuple[int, int, int, int] | None  # of a picture that is a part of its file
 MAX_GROUPS = 10  # more groups of training triplets than this are no categories but roles or scenes
 
 
@@ -78,7 +79,7 @@ class Report:
 
 
 def check(data: CIRDataModule, *, fast: bool = False) -> Report:
-    """Read a benchmark's records, and look at every picture file that they need.
+    """Read a benchmark's records, and look at every picture file that they need, and at every part of one.
 
     Args:
         data: not set up.
@@ -90,9 +91,11 @@ def check(data: CIRDataModule, *, fast: bool = False) -> Report:
     data.prepare_data()
     benchmark = data.read()
     validate(benchmark, data.max_caption_words)
-    files = dict.fromkeys(picture.path for picture in benchmark.pictures)
+    files: dict[Path, list[Box]] = {}
+    for picture in benchmark.pictures:
+        files.setdefault(picture.path, []).append(picture.box)
     missing = {path: "no such file" for path in files if not path.is_file()}
-    unreadable = None if fast else _open_all([path for path in files if path not in missing])
+    unreadable = None if fast else _open_all([(path, boxes) for path, boxes in files.items() if path not in missing])
     parts = {part.name: part for part in _parts(benchmark)}
     for key in data.official:
         name = key.rpartition(" ")[0]
@@ -115,23 +118,26 @@ def _parts(benchmark: Benchmark) -> Iterator[Part]:
             yield Part(f"{split}/{one.name}", counts, frozenset(path_of[name] for name in names))
 
 
-def _open_all(files: Sequence[Path]) -> dict[Path, str]:
-    """Those that cannot be read, with the reason."""
+def _open_all(files: Sequence[tuple[Path, Sequence[Box]]]) -> dict[Path, str]:
+    """Those that cannot be read, or lack a part that is a picture of the benchmark, with the reason."""
     unreadable = {}
     with ThreadPoolExecutor() as pool, tqdm(total=len(files), desc="opening pictures", unit="picture") as bar:
         for start in range(0, len(files), CHUNK):
             chunk = files[start : start + CHUNK]
-            for path, reason in zip(chunk, pool.map(_open, chunk), strict=True):
+            for (path, _), reason in zip(chunk, pool.map(_open, chunk), strict=True):
                 if reason:
                     unreadable[path] = reason
                 bar.update()
     return unreadable
 
 
-def _open(path: Path) -> str:
+def _open(file: tuple[Path, Sequence[Box]]) -> str:
     """Why a picture cannot be read; empty if it can."""
+    path, boxes = file
     try:
-        load_image(path)
+        image = load_image(path)
+        for box in boxes:
+            cut(image, box)
     except UserError as error:
         return " ".join(str(error).split())
     return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_modules.annotations import PictureFolder, find_file, read_json, read_records
+from data_modules.annotations import PictureFolder, find_file, read_records, require_names
 from data_modules.errors import UserError
 from data_modules.records import Benchmark, EvaluationSet, Picture, Query, Submission
 from data_modules.zeroshot import ZeroShotDataModule
@@ -104,17 +104,15 @@ class CIRCO(ZeroShotDataModule):
     def _pictures(self) -> tuple[Picture, ...]:
         """All pictures of COCO's list. Hashing 123,403 files at every start would take minutes: the COCO id stands for the content."""
         file = find_file(self.root, INFO, "circo")
-        info = read_json(file)
-        images = info.get("images") if isinstance(info, dict) else None
-        if not isinstance(images, list) or not all(isinstance(image, dict) and {"id", "file_name"} <= image.keys() for image in images):
-            raise UserError(f"{file}: has no list 'images' with 'id' and 'file_name', as COCO's image_info has; is it another file?")
+        images = read_records(file, {"id": int, "file_name": str}, "the pictures of COCO's image_info", inside="images", unique="id")
+        require_names((image["file_name"] for image in images), file)
         folder = PictureFolder(self.root, PICTURES)
         return tuple(Picture(str(image["id"]), folder.path(image["file_name"]), str(image["id"])) for image in images)
 
     def _queries(self, split: str) -> tuple[Query, ...]:
         file = find_file(self.root, (f"annotations/{split}.json",), "circo")
         answers = {"target_img_id": int, "gt_img_ids": list} if split == "val" else {}
-        records = read_records(file, FIELDS | answers, f"CIRCO's annotations of {split}")
+        records = read_records(file, FIELDS | answers, f"CIRCO's annotations of {split}", unique="id")
         return tuple(
             Query(str(record["id"]), str(record["reference_img_id"]), self._caption(record), _targets(record, f"{file}, record {number}"))
             for number, record in enumerate(records)
@@ -131,5 +129,5 @@ def _targets(record: dict[str, Any], where: str) -> tuple[str, ...]:
         return ()
     target, right = record["target_img_id"], record["gt_img_ids"]
     if target not in right:
-        raise UserError(f"{where}: target_img_id {target} is not among gt_img_ids {right}; get the file again")
+        raise UserError(f"{where}: target_img_id {target} is not among gt_img_ids {right!r:.80}; get the file again")
     return (str(target), *(str(number) for number in right if number != target))

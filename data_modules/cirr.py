@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_modules.annotations import PictureFolder, find_file, read_json, read_records
+from data_modules.annotations import PictureFolder, find_file, read_json, read_records, require_names
 from data_modules.base import CIRDataModule
 from data_modules.errors import UserError
 from data_modules.records import Benchmark, EvaluationSet, Picture, Query, Submission, Triplet
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 VERSION = "rc2"
 FOLDERS = ("", "cirr/", "cirr_dataset/cirr/")  # of the annotations: CIRR's own; CLIP4Cir's, SPRC's and SEARLE's; their parent
 PICTURES = ("img_raw", "images", "cirr_dataset", ".")
+FIELDS = {"reference": str, "target_hard": str, "caption": str, "img_set": dict}
+SET = 6  # pictures of an image set
 PROTOCOL = (
     "CIRR rc2: the gallery is the whole split, the reference is removed; R_subset ranks the other five pictures of the query's image set"
 )
@@ -85,9 +87,7 @@ class CIRR(CIRDataModule):
     def read(self) -> Benchmark:
         """Read the captions and the split files of train, val and test1."""
         splits = {split: self._paths(split) for split in ("train", "val", "test1")}
-        train = self._records("train", splits["train"], target_hard=str)
-        val = self._records("val", splits["val"], target_hard=str, pairid=int, img_set=dict)
-        test1 = self._records("test1", splits["test1"], pairid=int, img_set=dict)
+        train, val, test1 = (self._records(split, paths) for split, paths in splits.items())
         hidden = EvaluationSet(
             "cirr", _queries(test1), tuple(splits["test1"]), protocol=PROTOCOL, submission=_submission("cirr_recall.json", 50, "recall")
         )
@@ -108,7 +108,7 @@ class CIRR(CIRDataModule):
             return find_file(self.root, candidates, "cirr")
         except UserError as error:
             for candidate in candidates:
-                if others := sorted((self.root / candidate).parent.glob(f"{kind}.*.{split}.json")):
+                if others := sorted(filter(Path.is_file, (self.root / candidate).parent.glob(f"{kind}.*.{split}.json"))):
                     raise UserError(
                         f"cirr: {others[0]} is of another version of CIRR, and figures are of {VERSION}; get {candidate!r}, too"
                     ) from error
@@ -120,18 +120,20 @@ class CIRR(CIRDataModule):
         paths = read_json(file)
         if not isinstance(paths, dict) or not all(isinstance(path, str) for path in paths.values()):
             raise UserError(f"{file}: not a JSON object of names and paths, as CIRR's split files are; is it another benchmark's file?")
+        require_names((*paths, *paths.values()), file)
         return paths
 
-    def _records(self, split: str, names: Mapping[str, str], **fields: type) -> list[dict[str, Any]]:
+    def _records(self, split: str, paths: Mapping[str, str]) -> list[dict[str, Any]]:
         """The captions file, whose pictures must be in the split."""
-        file = self._file("captions", "cap", split)
-        records = read_records(file, {"reference": str, "caption": str, **fields}, f"CIRR's captions of {split}")
+        file, what = self._file("captions", "cap", split), f"CIRR's captions of {split}"
+        if split == "train":
+            records = read_records(file, FIELDS, what, optional=("img_set",))
+        else:
+            optional, blank = (("target_hard",), ("caption",)) if split == "test1" else ((), ())
+            records = read_records(file, FIELDS | {"pairid": int}, what, optional=optional, blank=blank, unique="pairid")
         for number, record in enumerate(records):
-            if "img_set" in fields and not isinstance(record["img_set"].get("members"), list):
-                raise UserError(f"{file}, record {number}: img_set has no list 'members'; get the file again")
-            for name in (record["reference"], record.get("target_hard", record["reference"])):
-                if name not in names:
-                    raise UserError(f"{file}, record {number}: {name!r} is no picture of the split {split}; get both files of one version")
+            if flaw := _flaw(record, split, paths):
+                raise UserError(f"{file}, record {number}: {flaw}; get both files of one version")
         return records
 
     def _pictures(self, paths: Mapping[str, str]) -> list[Picture]:
@@ -149,6 +151,32 @@ def _submission(file: str, names: int, metric: str) -> Submission:
     return Submission(file, names, (("version", VERSION), ("metric", metric)))
 
 
+def _flaw(record: Mapping[str, Any], split: str, paths: Mapping[str, str]) -> str:
+    """What is wrong with a record that has its fields; empty if nothing is."""
+    asked, image_set = (record["reference"], *_target(record)), record.get("img_set", {})
+    if outside := [name for name in asked if name not in paths]:
+        return f"{outside[0]!r:.80} is no picture of the split {split}"
+    if split != "train":
+        return _flaw_of_members(image_set.get("members"), asked, paths)
+    number = image_set.get("id", "")  # nothing else is read of the image sets of train
+    return "" if isinstance(number, int | str) else f"img_set has the id {number!r:.60}, not a number"
+
+
+def _flaw_of_members(members: Any, asked: tuple[str, ...], paths: Mapping[str, str]) -> str:
+    if not isinstance(members, list) or not all(isinstance(name, str) for name in members):
+        return f"img_set has the members {members!r:.60}, not a list of names"
+    if len(members) != SET or len(set(members)) != SET:
+        return f"img_set has {len(members)} members, {len(set(members))} of them different, and not {SET} different ones"
+    if lacking := [name for name in asked if name not in members]:
+        return f"img_set has not {lacking[0]!r}, the reference or the target, among its members"
+    outside = [name for name in members if name not in paths]
+    return f"img_set has the member {outside[0]!r:.80}, which is no picture of the split" if outside else ""
+
+
+def _target(record: Mapping[str, Any]) -> tuple[str, ...]:
+    return (record["target_hard"],) if "target_hard" in record else ()
+
+
 def _triplet(record: Mapping[str, Any]) -> Triplet:
     group = record.get("img_set", {}).get("id", "")
     return Triplet(record["reference"], record["caption"], record["target_hard"], str(group))
@@ -160,7 +188,7 @@ def _queries(records: list[dict[str, Any]]) -> tuple[Query, ...]:
             str(record["pairid"]),
             record["reference"],
             record["caption"].strip(),  # one of test1 is a space
-            (record["target_hard"],) if "target_hard" in record else (),
+            _target(record),
             tuple(record["img_set"]["members"]),
         )
         for record in records

@@ -9,6 +9,7 @@ from data_modules.annotations import PictureFolder, find_file, read_names, read_
 from data_modules.base import CIRDataModule, require
 from data_modules.errors import UserError
 from data_modules.records import Benchmark, EvaluationSet, Picture, Published, Query, Triplet
+from data_modules.validation import is_text
 
 if TYPE_CHECKING:
     from data_modules.base import Missing
@@ -220,23 +221,23 @@ class FashionIQ(CIRDataModule):
         names = find_file(self.root, (f"image_splits/split.{category}.{split}.json",), "fashioniq")
         captions = find_file(self.root, (f"captions/cap.{category}.{split}.json",), "fashioniq")
         gallery = read_names(names, "a Fashion-IQ split")
-        fields = {"candidate": str, "captions": list} | ({} if split == "test" else {"target": str})
+        fields, secret = {"candidate": str, "captions": list, "target": str}, ("target",) if split == "test" else ()
         records = [
             _record(record, f"{captions}, record {number}")
-            for number, record in enumerate(read_records(captions, fields, "Fashion-IQ captions"))
+            for number, record in enumerate(read_records(captions, fields, "Fashion-IQ captions", optional=secret, blank=secret))
         ]
         known = {*gallery, ""}
         for number, record in enumerate(records):
             for name in (record.reference, record.target):
                 if name not in known:
-                    raise UserError(f"{captions}, record {number}: picture {name!r} is not in {names}; get both files of one version")
+                    raise UserError(f"{captions}, record {number}: picture {name!r:.80} is not in {names}; get both files of one version")
         return _Split(tuple(gallery), tuple(records))
 
 
 def _record(record: dict[str, Any], place: str) -> _Record:
     captions = record["captions"]
-    if not all(isinstance(caption, str) for caption in captions) or len(captions) != 2:
-        raise UserError(f"{place}: captions={captions!r:.60} are not two sentences, as Fashion-IQ has them; is it the right file?")
+    if not all(isinstance(caption, str) and is_text(caption) for caption in captions) or len(captions) != 2:
+        raise UserError(f"{place}: captions={captions!a:.60} are not two sentences, as Fashion-IQ has them; is it the right file?")
     stripped = tuple(filter(None, (caption.strip(".?, ") for caption in captions)))
     if not stripped:
         raise UserError(f"{place}: both captions are empty; write one, or take the record out")

@@ -100,7 +100,7 @@ class GeneCIS(ZeroShotDataModule):
         for number, record in enumerate(read_records(file, FIELDS, f"GeneCIS's {task}")):
             try:
                 reference, *members = map(name, (record["reference"], record["target"], *record["gallery"]))
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:  # the last one: infinite numbers
                 raise UserError(f"{file}, record {number}: no pictures of {task} ({error!r}); is it the file of another task?") from error
             distinct = tuple(dict.fromkeys(members))  # a few of the authors' galleries have a picture twice
             queries.append(Query(str(number), reference, record["condition"], distinct[:1], distinct))
@@ -139,7 +139,8 @@ class _Pictures:
         x, y, width, height = entry["instance_bbox"]
         left, top = max(0, x - DILATION * width), max(0, y - DILATION * height)
         box = (round(left), round(top), round(left + (1 + DILATION) * width), round(top + (1 + DILATION) * height))
-        return self._add(f"vg/{entry['image_id']}/{'-'.join(map(str, box))}", f"{entry['image_id']}.jpg", VISUAL_GENOME, box)
+        number = int(entry["image_id"])
+        return self._add(f"vg/{number}/{'-'.join(map(str, box))}", f"{number}.jpg", VISUAL_GENOME, box)
 
     def _add(self, name: str, file: str, places: tuple[str, ...], box: tuple[int, int, int, int] | None = None) -> str:
         if name not in self.named:

@@ -19,20 +19,25 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def load_image(path: Path) -> Image.Image:
+def load_image(path: Path, box: tuple[int, int, int, int] | None = None) -> Image.Image:
     """Read a picture file upright (its EXIF orientation applied), transparency composed on white.
 
     Args:
         path: any format that Pillow reads; of an animation, the first frame.
+        box: the part to take, see :func:`cut`; None for the whole picture.
 
     Returns:
         The picture in mode RGB.
 
     Raises:
-        UserError: see :func:`data_modules.picture_files.open_picture`.
+        UserError: see :func:`data_modules.picture_files.open_picture`, or the box is not in the picture.
     """
     with open_picture(path) as image:
-        return _on_white(ImageOps.exif_transpose(image))
+        whole = _on_white(ImageOps.exif_transpose(image))
+    try:
+        return cut(whole, box)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -11,7 +11,7 @@ from data_modules.errors import UserError
 from data_modules.folders import replace_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 LISTS = "asin2url.*.txt"
@@ -37,14 +37,14 @@ class Link:
         return self.url.split("/")[2]
 
 
-def read_links(places: Iterable[Path]) -> list[Link]:
+def read_links(places: Sequence[Path]) -> list[Link]:
     """All links of lists with lines like ``B00CQL7BEE <tab> http://...``, each picture once.
 
     Args:
         places: files, and folders with files ``asin2url.*.txt``.
 
     Raises:
-        UserError: there is no list, or a line is not as it should be.
+        UserError: there is no list, all are empty, or a line is not as it should be.
     """
     links: dict[str, Link] = {}
     for file in (file for place in places for file in sorted(place.glob(LISTS)) or [place]):
@@ -52,6 +52,8 @@ def read_links(places: Iterable[Path]) -> list[Link]:
             link = _parse(line, f"{file}, line {number}")
             if links.setdefault(link.picture, link) != link:
                 raise UserError(f"{file}, line {number}: picture {link.picture} had another link before; delete one of the two lines")
+    if not links:
+        raise UserError(f"no links in {', '.join(map(str, places))}; {WHERE}")
     return list(links.values())
 
 

@@ -92,7 +92,9 @@ class PictureTree:
                 self._refuse_escape(entry.path)
             if entry.is_dir(follow_symlinks=False):
                 yield from self._below(entry.path)
-            elif Path(entry.name).suffix.lower() in SUFFIXES and not entry.is_dir():  # a link to a folder: what is in there is found there
+            elif Path(entry.name).suffix.lower() in SUFFIXES and not os.path.isdir(
+                entry.path
+            ):  # a link to a folder: what is in there is found there
                 yield self._remember(entry.path)
 
     def _remember(self, path: str) -> str:
@@ -108,7 +110,7 @@ class PictureTree:
         return self._listed[folder]
 
     def _refuse_escape(self, link: str) -> None:
-        real = Path(link).resolve()
+        real = Path(os.path.realpath(link))  # pathlib raises for a link to itself; here it is a file that does not exist
         if not any(real.is_relative_to(Path(folder).resolve()) for folder in (self.root, self.pictures)):
             raise UserError(f"{link} is a symbolic link out of the data set's folder, to {real}; copy what it leads to there")
 

@@ -106,7 +106,7 @@ class Shoes(CIRDataModule):
                 queries.append(Query(f"shoes-{number}", reference, caption, (target,)))
             else:
                 raise UserError(
-                    f"{path}, record {number}: pictures {reference!r} and {target!r} are not both in {TRAIN} or both in {EVAL}; "
+                    f"{path}, record {number}: pictures {reference!r:.80} and {target!r:.80} are not both in {TRAIN} or both in {EVAL}; "
                     "get all three files of one version"
                 )
         evaluation = EvaluationSet(

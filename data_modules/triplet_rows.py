@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import csv
-import json
-import re
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from data_modules.errors import UserError
+from data_modules.json_text import parse
+from data_modules.validation import is_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 SPLITS = ("train", "val", "test")
 TEXTS, LISTS = ("reference", "caption", "target", "split", "category", "id"), ("targets", "subset")
 SEPARATORS = ",;\t"
 BAR = "|"  # between the names in one CSV cell: Windows allows it in no file name, and elsewhere hardly anybody uses it
-HALF = re.compile("[\ud800-\udfff]")  # one half of a character beyond the first 65,536: no UTF-8 file has it, but JSON can write it
 
 _Record = tuple[int, "dict[str, str]", "dict[str, list[str]]"]  # first line, texts by column, lists by column
 
@@ -61,8 +61,9 @@ def read_rows(path: Path) -> Iterator[Row]:
     line = 0
     for line, texts, lists in _records(path):
         row = _row(texts, lists, line, f"{path}, line {line}")
-        if texts.get("id") and (before := lines_of.setdefault(row.id, line)) != line:
-            raise UserError(f"{row.place}: the id {row.id!r} is that of line {before}, too; give every row its own, or none")
+        if (before := lines_of.setdefault(row.id, line)) != line:
+            given = "" if texts.get("id") else ", which a row without one has from its line number,"
+            raise UserError(f"{row.place}: the id {row.id!r}{given} is that of line {before}, too; give every row its own, or none")
         yield row
     if not line:
         raise UserError(f"{path} has no rows; write one line for each triplet of reference, caption and target")
@@ -102,17 +103,10 @@ def _csv_records(path: Path) -> Iterator[_Record]:
     lines = _lines(path)
     header = next(lines, "")
     separator = max(SEPARATORS, key=header.count)
-    columns = [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
+    rows = _csv_rows(path, chain([header], lines), separator)
+    columns = [name.strip() for name in next(rows)[1]]
     _check_columns(columns, f"{path}, line 1", " in columns that commas, semicolons or tabs separate")
-    reader = csv.reader(lines, delimiter=separator, strict=True)
-    while True:
-        line = reader.line_num + 2
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise UserError(f'{path}, line {line}: broken CSV ({error}); close every ", and write "" for one inside a text') from error
+    for line, cells in rows:
         if cells and len(cells) != len(columns):
             raise UserError(
                 f"{path}, line {line} has {len(cells)} fields, but the header has {len(columns)} ({', '.join(columns)}); put a text "
@@ -123,6 +117,22 @@ def _csv_records(path: Path) -> Iterator[_Record]:
             yield line, texts, {name: _split(texts.pop(name)) for name in LISTS if name in texts}
 
 
+def _csv_rows(path: Path, lines: Iterable[str], separator: str) -> Iterator[tuple[int, list[str]]]:
+    """The first line of every row, the header among them, and its cells."""
+    reader = csv.reader(lines, delimiter=separator, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            yield line, next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise UserError(
+                f'{path}, line {line}: broken CSV ({str(error).partition(" - ")[0]}); close every ", write "" for one inside a text, '
+                "and end lines with LF or CRLF"
+            ) from error
+
+
 def _split(cell: str) -> list[str]:
     return [name.strip() for name in cell.split(BAR)] if cell else []
 
@@ -131,11 +141,7 @@ def _json_records(path: Path) -> Iterator[_Record]:
     for line, text in enumerate(_lines(path), start=1):
         if not text.strip():
             continue
-        place = f"{path}, line {line}"
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{place}, column {error.colno}: broken JSON ({error.msg}); mend it there") from error
+        place, record = f"{path}, line {line}", parse(text, path, "mend it there", line)
         if not isinstance(record, dict):
             raise UserError(f"{place}: {text.strip()[:40]!r} is no JSON object; write one {{...}} with all its keys per line")
         _check_columns(list(record), place)
@@ -146,7 +152,7 @@ def _json_records(path: Path) -> Iterator[_Record]:
 def _text(value: object, name: str, place: str) -> str:
     if value is None or (name == "id" and isinstance(value, int)):
         return "" if value is None else str(value)
-    if not isinstance(value, str) or HALF.search(value):
+    if not isinstance(value, str) or not is_text(value):
         raise UserError(f"{place}: {name!r} is {value!a:.40}, not a text; put one into quotes")
     return value.strip()
 

@@ -38,12 +38,12 @@ class Triplets(CIRDataModule):
     negatives from the same category, and makes a triplet of each target.
 
     Args:
-        root: folder of the data set; nothing outside it is read.
+        root: folder of the data set; no picture outside it and the folder of pictures is read. The file and that folder may be links.
         file: the file below it; by default its only ``*.csv`` or ``*.jsonl``.
         pictures: folder of pictures below root; by default ``images`` if there is one, else root itself without its folder ``runs``.
         gallery: what is searched: ``folder``, every picture in that folder, or ``split``, the pictures that the split's rows name.
-        val_share: share of the train rows' target pictures whose rows are held out for validation, if no row is marked ``val``; 0 to
-            train on all rows, without validation.
+        val_share: share of the train rows' first targets that are held out for validation, if no row is marked ``val``: their rows
+            are validated, and they are the target of no training triplet. 0 to train on all rows, without validation.
         batch_size: see :class:`CIRDataModule`.
         eval_batch_size: see :class:`CIRDataModule`.
         num_workers: see :class:`CIRDataModule`.
@@ -100,7 +100,7 @@ class Triplets(CIRDataModule):
             reference, *targets = (tree.find(name, row.place) for name in (row.reference, *row.targets))
             split = "val" if row.split == "train" and targets[0] in held_out else row.split
             if split == "train":
-                triplets += (Triplet(reference, row.caption, target, row.category) for target in targets)
+                triplets += (Triplet(reference, row.caption, target, row.category) for target in targets if target not in held_out)
             else:
                 members = dict.fromkeys([reference, *(tree.find(name, row.place) for name in row.subset)] if row.subset else [])
                 _add(queries[split], Query(row.id, reference, row.caption, tuple(targets), tuple(members)), row)
@@ -135,7 +135,7 @@ class Triplets(CIRDataModule):
         return path
 
     def _hold_out(self, file: Path, tree: PictureTree) -> frozenset[str]:
-        """Target pictures whose train rows are for validation, drawn by their names alone; none if there are val rows."""
+        """First targets that are for validation alone, drawn by their names; none if there are val rows."""
         targets = set()
         for row in read_rows(file) if self.val_share else ():
             if row.split == "val":

@@ -11,9 +11,12 @@ from data_modules.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from data_modules.records import Benchmark, EvaluationSet, Query
+    from data_modules.records import Benchmark, EvaluationSet, Picture, Query
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_HALVES = r"\ud800-\udfff"  # of a character beyond the first 65,536: no UTF-8 file has one alone, but JSON can write it
+UNFIT = rf"\x00-\x1f\x7f{_HALVES}"  # in names: control characters would break the lines of every list
+_NO_TEXT, _NO_NAME = re.compile(rf"[\x00{_HALVES}]"), re.compile(f"[{UNFIT}]")
+MAX_NAME, MAX_PATH = 255, 4095  # bytes of a file's name and of its whole path
 SHOWN_WORDS = 8  # of an overlong caption
 
 
@@ -25,18 +28,25 @@ def validate(benchmark: Benchmark, max_caption_words: int) -> None:
         max_caption_words: longest allowed caption, words.
 
     Raises:
-        UserError: a picture name or query id is not unique, a name has control characters, a record names a picture that is not there, a
-            caption is empty or too long, an evaluation set is empty, or a query's targets and members do not fit its gallery.
+        UserError: a picture name or query id is not unique, a name has control characters or is too long for a file, a record names a
+            picture that is not there, a caption is empty, too long or no text, an evaluation set is empty, or a query's targets and members
+            do not fit its gallery.
     """
     _refuse_duplicates([picture.name for picture in benchmark.pictures], "picture name")
     known = {picture.name for picture in benchmark.pictures}
-    _refuse_control_characters(known)
+    _refuse_unfit(known, "picture name")
+    _refuse_unfit({triplet.group for triplet in benchmark.triplets}, "category")
+    _refuse_long(benchmark.pictures)
     for number, triplet in enumerate(benchmark.triplets):
-        _check_caption(triplet.caption, f"training triplet {number} ({triplet.reference!r} to {triplet.target!r})", max_caption_words)
+        place = f"training triplet {number} ({triplet.reference!r} to {triplet.target!r})"
+        _check_caption(triplet.caption, place, max_caption_words)
+        _refuse_no_text(triplet.wordings, place)
         _refuse_unknown((triplet.reference, triplet.target), known, f"training triplet {number}")
     _refuse_unknown(benchmark.unpaired, known, "the list of unpaired pictures")
     for split, sets in (("val", benchmark.val), ("test", benchmark.test), ("hidden", benchmark.hidden)):
-        _refuse_duplicates([evaluation.name for evaluation in sets], f"name of an evaluation set of {split}")
+        names = [evaluation.name for evaluation in sets]
+        _refuse_duplicates(names, f"name of an evaluation set of {split}")
+        _refuse_unfit(names, f"name of an evaluation set of {split}")
         for evaluation in sets:
             _check_evaluation_set(evaluation, f"{split}/{evaluation.name}", known, max_caption_words, hidden=split == "hidden")
 
@@ -44,7 +54,9 @@ def validate(benchmark: Benchmark, max_caption_words: int) -> None:
 def _check_evaluation_set(evaluation: EvaluationSet, where: str, known: set[str], max_caption_words: int, *, hidden: bool) -> None:
     if not evaluation.queries:
         raise UserError(f"evaluation set {where} has no queries; leave it out, or check the annotation file that it comes from")
-    _refuse_duplicates([query.id for query in evaluation.queries], f"query id of {where}")
+    ids = [query.id for query in evaluation.queries]
+    _refuse_duplicates(ids, f"query id of {where}")
+    _refuse_unfit(ids, f"query id of {where}")
     _refuse_duplicates(evaluation.gallery, f"gallery picture of {where}")
     _refuse_unknown(evaluation.gallery, known, f"the gallery of {where}")
     gallery = set(evaluation.gallery)
@@ -82,6 +94,7 @@ def _check_caption(caption: str, where: str, limit: int) -> None:
             f'caption "{" ".join(words[:SHOWN_WORDS])} ..." in {where} has {len(words)} words, the limit is {limit}; '
             f"shorten it, or set --data.max_caption_words {len(words)}"
         )
+    _refuse_no_text((caption,), where)
 
 
 def _refuse_unknown(names: Iterable[str], known: set[str], where: str) -> None:
@@ -91,10 +104,30 @@ def _refuse_unknown(names: Iterable[str], known: set[str], where: str) -> None:
         )
 
 
-def _refuse_control_characters(names: Iterable[str]) -> None:
-    """They would break the lines of every list of names."""
-    if broken := sorted(filter(_CONTROL.search, names)):
-        raise UserError(f"picture name {broken[0]!r} has a tab, a line break or another control character; rename the file")
+def is_text(value: str) -> bool:
+    """Whether a file of text can hold it: it has neither NUL nor half of a character."""
+    return (value.isascii() and "\0" not in value) or not _NO_TEXT.search(value)
+
+
+def _refuse_no_text(captions: Iterable[str], where: str) -> None:
+    if broken := [caption for caption in captions if not is_text(caption)]:
+        raise UserError(f"caption {broken[0]!a} in {where} has a NUL or half of a character; mend it in the annotation file")
+
+
+def _refuse_unfit(names: Iterable[str], what: str) -> None:
+    if broken := sorted(filter(_NO_NAME.search, names)):
+        raise UserError(f"{what} {broken[0]!a} has a tab, a line break, another control character or half of a character; rename it")
+
+
+def _refuse_long(pictures: Iterable[Picture]) -> None:
+    """The system has an error instead of an answer to whether such a file exists."""
+    for picture in pictures:
+        path = str(picture.path)
+        if len(path) > MAX_NAME or not path.isascii():
+            longest = max(len(part.encode(errors="replace")) for part in picture.path.parts)
+            if longest > MAX_NAME or len(path.encode(errors="replace")) > MAX_PATH:
+                what = f"the name or path of the file of picture {picture.name[:40]!r}"
+                raise UserError(f"{what} is too long, {len(path):,} characters; mend it in the annotation file")
 
 
 def _refuse_duplicates(values: Sequence[str], what: str) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cir_lightning.storage import replace_file
 from data_modules.errors import UserError
+from data_modules.json_text import parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -134,22 +135,13 @@ def _as_written(names: Iterable[str], wanted: Submission) -> list[Any]:
 
 
 def _read(path: Path, wanted: Submission) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        content = dict(pairs)
-        if len(content) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for at, key in enumerate(keys) if key in keys[:at])
-            raise UserError(f"{path}: the key {twice!r} comes twice; keep one of its lists")
-        return content
-
     try:
         if (size := path.stat().st_size) > wanted.max_bytes:
             raise UserError(f"{path}: {size:,} bytes; the test server takes {wanted.max_bytes:,} at most")
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: broken JSON ({error.msg}); write it again") from error
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); write it again") from error
+    content = parse(text, path, "write it again")
     if not isinstance(content, dict):
         raise UserError(f"{path}: a JSON {type(content).__name__} instead of an object of query id -> names; write it again")
     return content

@@ -52,6 +52,10 @@ def test_options_of_the_benchmark(root: Path, capsys: pytest.CaptureFixture[str]
     assert "--val_share" in capsys.readouterr().out
 
 
+def test_options_may_be_written_as_the_remedies_of_messages_do(root: Path):
+    assert main(["data", "check", "triplets", "--data.root", str(root), "--data.gallery=split", "--fast"]) == 0
+
+
 @pytest.mark.parametrize("options", [[], ["--help"]])
 def test_help_names_the_benchmarks(options: list[str], capsys: pytest.CaptureFixture[str]):
     assert main(["data", "check", *options]) == 0
@@ -66,6 +70,7 @@ def test_help_names_the_benchmarks(options: list[str], capsys: pytest.CaptureFix
         (["fashion"], "unknown benchmark 'fashion'; there are fashioniq, "),
         (["--root", "x"], "unknown benchmark '--root'; there are fashioniq, "),
         (["triplets", "--rooot", "x"], "unrecognized arguments: --rooot x; cir data check triplets --help shows what there is"),
+        (["triplets", "--data.rooot=x"], "unrecognized arguments: --rooot=x"),
         (["triplets", "--roo", "x"], "unrecognized arguments: --roo x"),
         (["triplets", "--gallery=all"], "gallery"),
         (["triplets", "--val_share=2"], "data.val_share is 2.0"),

@@ -54,6 +54,7 @@ def test_json_with_and_without_a_byte_order_mark(tmp_path: Path):
         ),
         (b'[{"a": 1}', r"a\.json, line 1, column 10: broken JSON"),
         (b"", r"a\.json, line 1, column 1: broken JSON"),
+        (b"[" * 100_000, r"a\.json: lists or objects are nested too deep; get the file again, or mend it there"),
         (b'["gr\xf6n"]', r"a\.json: byte 4 is not UTF-8; get the file again, or save it as UTF-8"),
     ],
 )
@@ -69,12 +70,12 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):
 
 # ---- records ---------------------------------------------------------------------------------------------------------------------
 
-FIELDS = {"reference": str, "caption": (str, list), "id": int}
+FIELDS = {"reference": str, "caption": str, "id": int}
 FINE = {"reference": "a", "caption": "x", "id": 3, "more": None}
 
 
 def test_records_have_their_fields_and_may_have_more(tmp_path: Path):
-    records = [FINE, {**FINE, "caption": ["x", "y"]}]
+    records = [FINE, {**FINE, "caption": "y"}]
     assert read_records(write(tmp_path / "a.json", records), FIELDS, "captions") == records
     assert read_records(write(tmp_path / "a.json", []), FIELDS, "captions") == []
 
@@ -89,12 +90,34 @@ def test_records_have_their_fields_and_may_have_more(tmp_path: Path):
             r"a\.json, record 2: no 'caption' \(it has id, reference\).*another benchmark or version\?",
         ),
         ([{**FINE, "id": "3"}], r"a\.json, record 0: id='3', unlike captions"),
+        ([{**FINE, "id": True}], r"a\.json, record 0: id=True, unlike captions"),
+        ([{**FINE, "caption": "cut \ud83d"}], r"a\.json, record 0: caption='cut \\ud83d' has a NUL or half of a character; get the file"),
+        ([{"a\nb": 1}], r"a\.json, record 0: no 'reference' \(it has a b\)"),
         ([{**FINE, "reference": None}], r"a\.json, record 0: reference=None"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: object, message: str):
     with pytest.raises(UserError, match=message):
         read_records(write(tmp_path / "a.json", content), FIELDS, "captions")
+
+
+def test_a_list_inside_an_object(tmp_path: Path):
+    file = write(tmp_path / "a.json", {"info": {}, "images": [FINE]})
+    assert read_records(file, FIELDS, "pictures", inside="images") == [FINE]
+    with pytest.raises(UserError, match=r"a\.json: a JSON dict without a list 'info', not the list that pictures are; is it the file of"):
+        read_records(file, FIELDS, "pictures", inside="info")
+
+
+def test_fields_that_may_be_absent_or_blank_and_those_that_must_differ(tmp_path: Path):
+    file = write(tmp_path / "a.json", [{"id": 5, "caption": " "}, {"id": 6, "caption": "x", "target": "a"}, {"id": 5, "caption": "x"}])
+    fields = {"id": int, "caption": str, "target": str}
+    assert len(read_records(file, fields, "captions", optional=("target",), blank=("caption",))) == 3
+    with pytest.raises(UserError, match=r"a\.json, record 0: empty caption; write one, or take the record out"):
+        read_records(file, fields, "captions", optional=("target",))
+    with pytest.raises(UserError, match=r"a\.json, record 0: no 'target' \(it has caption, id\)"):
+        read_records(file, fields, "captions", blank=("caption",))
+    with pytest.raises(UserError, match=r"a\.json, record 2: id 5 is that of record 0, too; get the file again, or take one out"):
+        read_records(file, fields, "captions", optional=("target",), blank=("caption",), unique="id")
 
 
 def test_names_of_a_list_and_of_lines(tmp_path: Path):
@@ -107,6 +130,12 @@ def test_names_of_a_list_and_of_lines(tmp_path: Path):
     [
         ({"a": "b"}, r"a\.json: not a JSON list of names, as a split is; is it the file of another benchmark\?"),
         (["a", 1], r"a\.json: not a JSON list of names"),
+        (["a", ""], r"a\.json: '' is no name of a picture in the data set's folder; get the file again, or mend it there"),
+        (["a", "/a"], r"a\.json: '/a' is no name"),
+        (["a", "b/../../a"], r"a\.json: 'b/\.\./\.\./a' is no name"),
+        (["a", "b/.."], r"a\.json: 'b/\.\.' is no name"),
+        (["a", "b\n"], r"a\.json: 'b\\n' is no name"),
+        (["a", "\ud83d"], r"a\.json: '\\ud83d' is no name"),
         (["a", "b", "c", "b"], r"a\.json: the name 'b' comes twice; get the file again, or take one out"),
     ],
 )
@@ -170,6 +199,17 @@ def test_each_folder_is_listed_once(tmp_path: Path):
     assert folder.path("a").suffix == ".jpg"
     touch(tmp_path, "images/b.jpg")
     assert folder.path("b").suffix == ".png"
+
+
+def test_a_link_to_itself_is_a_picture_that_does_not_exist(tmp_path: Path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").symlink_to("a.png")
+    assert not PictureFolder(tmp_path).path("a").is_file()
+
+
+def test_a_place_with_a_name_that_is_too_long_does_not_exist(tmp_path: Path):
+    touch(tmp_path, "images/a.png")
+    assert PictureFolder(tmp_path).path("a", "x" * 5000, "") == tmp_path / "images" / "a.png"
 
 
 def test_links_must_stay_in_the_folder_which_may_be_one_itself(tmp_path: Path):

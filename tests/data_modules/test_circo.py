@@ -122,12 +122,29 @@ WRONG = [
     ),
     (VAL_FILE, set_field(2, reference_img_id=5), r"query '2' of val/circo names '5', which is not a picture of the data set"),
     (VAL_FILE, set_field(2, target_img_id=IDS[0]), r"val\.json, record 2: target_img_id 271520 is not among gt_img_ids \["),
-    (VAL_FILE, set_field(2, id=1), r"query id of val/circo '1' is not unique"),
-    (VAL_FILE, set_field(2, relative_caption=""), r"empty caption in query '2' of val/circo"),
+    (VAL_FILE, set_field(2, id=1), r"val\.json, record 2: id 1 is that of record 1, too; get the file again, or take one out"),
+    (VAL_FILE, set_field(2, relative_caption=""), r"val\.json, record 2: empty relative_caption; write one, or take the record out"),
     (VAL_FILE, lambda records: [{"pairid": 1, "reference": "dev-1", "caption": "x"}], r"val\.json, record 0: no 'id' \(it has caption, "),
     (TEST_FILE, lambda records: {"images": []}, r"test\.json: a JSON dict, not the list that CIRCO's annotations of test are"),
-    (INFO, lambda info: {"annotations": []}, r"image_info_unlabeled2017\.json: has no list 'images' with 'id' and 'file_name'"),
-    (INFO, lambda info: {"images": [{"id": 4}]}, r"image_info_unlabeled2017\.json: has no list 'images' with 'id' and 'file_name'"),
+    (INFO, lambda info: {"annotations": []}, r"image_info_unlabeled2017\.json: a JSON dict without a list 'images', not the list that the"),
+    (INFO, lambda info: info["images"], r"image_info_unlabeled2017\.json: a JSON list without a list 'images', not the list that the"),
+    (
+        INFO,
+        lambda info: {"images": [{"id": 4}]},
+        r"image_info_unlabeled2017\.json, record 0: no 'file_name' \(it has id\), unlike the pictures",
+    ),
+    (INFO, lambda info: {"images": [{"id": 4, "file_name": 3}]}, r"image_info_unlabeled2017\.json, record 0: file_name=3, unlike"),
+    (
+        INFO,
+        lambda info: {"images": [*info["images"], info["images"][3]]},
+        r"image_info_unlabeled2017\.json, record 56: id 271541 is that of",
+    ),
+    (
+        INFO,
+        lambda info: {"images": [{"id": 4, "file_name": "../a.jpg"}]},
+        r"unlabeled2017\.json: '\.\./a\.jpg' is no name of a picture in the",
+    ),
+    (INFO, lambda info: {"images": [{"id": 4, "file_name": "a" * 5000}]}, r"path of the file of picture '4' is too long, 5,\d\d\d char"),
 ]
 
 

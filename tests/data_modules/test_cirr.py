@@ -144,16 +144,44 @@ TRAIN, VAL, TEST1 = (f"captions/cap.rc2.{split}.json" for split in ("train", "va
 SPLIT = "image_splits/split.rc2.val.json"
 
 
-IMAGE_SET = {"id": 0, "members": [f"dev-0-{at // 2}-img{at % 2}" for at in range(6) if at != 1]}
+def members(which: str) -> Callable[[Any], Any]:
+    """A change of the first record's image set to members by number; there are none but the first six."""
+
+    def change(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        image_set = records[0]["img_set"]["members"]
+        prefix = image_set[0].partition("-")[0]
+        named = [image_set[int(at)] if at in "012345" else f"{prefix}-{at}" for at in which]
+        return set_field(0, img_set={"id": 0, "members": named})(records)
+
+    return change
+
+
 WRONG = [
     (TRAIN, set_field(3, target_hard="dev-0-0-img0"), r"cap\.rc2\.train\.json, record 3: 'dev-0-0-img0' is no picture of the split train"),
     (VAL, set_field(0, reference="train-0-0-img0"), r"cap\.rc2\.val\.json, record 0: 'train-0-0-img0' is no picture of the split val"),
-    (VAL, set_field(1, pairid=100), r"query id of val/cirr '100' is not unique"),
-    (VAL, set_field(0, img_set=IMAGE_SET), r"query '100' of val/cirr has members without its reference or its first target"),
-    (VAL, set_field(2, img_set={"id": 3}), r"cap\.rc2\.val\.json, record 2: img_set has no list 'members'"),
-    (VAL, set_field(0, img_set={"id": 3, "members": [*IMAGE_SET["members"], "x"]}), r"'x', which its gallery does not have"),
-    (VAL, set_field(4, caption=" "), r"empty caption in query '120' of val/cirr"),
-    (TRAIN, set_field(4, caption=""), r"empty caption in training triplet 4"),
+    (VAL, set_field(1, pairid=100), r"val\.json, record 1: pairid 100 is that of record 0, too; get the file again, or take one out"),
+    (VAL, members("023456"), r"val\.json, record 0: img_set has not 'dev-0-0-img1', the reference or the target, among its members; get"),
+    (TEST1, members("123456"), r"test1\.json, record 0: img_set has not 'test1-0-0-img0', the reference"),
+    (TEST1, members("0123"), r"test1\.json, record 0: img_set has 4 members, 4 of them different, and not 6 different ones; get both"),
+    (VAL, members("0123456"), r"val\.json, record 0: img_set has 7 members, 7 of them different, and not 6"),
+    (VAL, members("012344"), r"val\.json, record 0: img_set has 6 members, 5 of them different, and not 6"),
+    (VAL, members("01234x"), r"val\.json, record 0: img_set has the member 'dev-x', which is no picture of the split; get both files"),
+    (VAL, set_field(2, img_set={"id": 3}), r"cap\.rc2\.val\.json, record 2: img_set has the members None, not a list of names"),
+    (VAL, set_field(2, img_set={"members": ["a", 1, "b"]}), r"record 2: img_set has the members \['a', 1, 'b'\], not a list of names"),
+    (VAL, set_field(2, img_set={"members": [["a"]]}), r"record 2: img_set has the members \[\['a'\]\], not a list of names"),
+    (TRAIN, set_field(2, img_set=None), r"train\.json, record 2: img_set=None, unlike CIRR's captions of train"),
+    (TRAIN, set_field(2, img_set=[]), r"train\.json, record 2: img_set=\[\], unlike"),
+    (TRAIN, set_field(2, img_set={"id": [1]}), r"train\.json, record 2: img_set has the id \[1\], not a number"),
+    (TEST1, set_field(2, target_hard=["a"]), r"test1\.json, record 2: target_hard=\['a'\], unlike"),
+    (VAL, set_field(4, caption=" "), r"val\.json, record 4: empty caption; write one, or take the record out"),
+    (TRAIN, set_field(4, caption=""), r"train\.json, record 4: empty caption; write one"),
+    (VAL, set_field(4, caption="cut \ud83d"), r"val\.json, record 4: caption='cut \\ud83d' has a NUL or half of a character; get the"),
+    (SPLIT, lambda paths: {**paths, "../secret": "./dev/secret.png"}, r"split\.rc2\.val\.json: '\.\./secret' is no name of a picture in"),
+    (SPLIT, lambda paths: {**paths, "x": "/tmp/x.png"}, r"split\.rc2\.val\.json: '/tmp/x\.png' is no name of a picture in the data set's"),
+    (SPLIT, lambda paths: {**paths, "x": ".//tmp/x.png"}, r"split\.rc2\.val\.json: '\.//tmp/x\.png' is no name of a picture"),
+    (SPLIT, lambda paths: {**paths, "x": "./dev/../../x.png"}, r"split\.rc2\.val\.json: '\./dev/\.\./\.\./x\.png' is no name of"),
+    (SPLIT, lambda paths: {**paths, "x" * 5000: "./dev/x.png"}, r"path of the file of picture 'x{40}' is too long, 5,\d\d\d characters"),
+    (SPLIT, lambda paths: {**paths, "x": f"./{'x' * 5000}/x.png"}, r"path of the file of picture 'x' is too long, 5,\d\d\d characters"),
     (VAL, lambda _: [{"target": "B005", "candidate": "B006", "captions": []}], r"record 0: no 'reference' \(it has candidate, captions, "),
     (VAL, lambda records: {"data": records}, r"cap\.rc2\.val\.json: a JSON dict, not the list that CIRR's captions of val are"),
     (SPLIT, list, r"split\.rc2\.val\.json: not a JSON object of names and paths, as CIRR's split files are"),
@@ -173,6 +201,12 @@ def test_broken_json_is_located(tmp_path: Path):
         ready(tmp_path)
 
 
+def test_a_name_twice_in_a_split_is_refused(tmp_path: Path):
+    (write_cirr(tmp_path) / SPLIT).write_text('{"dev-0": "./dev/dev-0.png", "dev-0": "./dev/dev-1.png"}')
+    with pytest.raises(UserError, match=r"split\.rc2\.val\.json: the key 'dev-0' comes twice in one object; get the file again"):
+        ready(tmp_path)
+
+
 def test_missing_file_is_named(tmp_path: Path):
     (write_cirr(tmp_path) / TEST1).unlink()
     with pytest.raises(UserError, match=r"cirr: no file 'captions/cap\.rc2\.test1\.json' .*set --data\.root"):
@@ -184,6 +218,23 @@ def test_another_version_is_refused(tmp_path: Path):
     file.rename(file.with_name("cap.rc1.val.json"))
     with pytest.raises(UserError, match=r"cap\.rc1\.val\.json is of another version of CIRR, and figures are of rc2"):
         ready(tmp_path)
+
+
+def test_a_folder_in_place_of_a_file_is_not_another_version(tmp_path: Path):
+    file = write_cirr(tmp_path) / VAL
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(UserError, match=r"cirr: no file 'captions/cap\.rc2\.val\.json' .*set --data\.root"):
+        ready(tmp_path)
+
+
+def test_a_link_to_itself_is_a_missing_picture(tmp_path: Path):
+    picture = write_cirr(tmp_path) / "img_raw" / "dev" / "dev-0-0-img0.png"
+    picture.unlink()
+    picture.symlink_to(picture.name)
+    data = ready(tmp_path)
+    with pytest.raises(UserError, match=r"1 of 132 picture files do not exist, .*/dev-0-0-img0\.png"):
+        data.require_pictures(range(len(data.pictures)))
 
 
 def test_a_link_out_of_the_pictures_folder_is_refused(tmp_path: Path):

@@ -203,6 +203,11 @@ CIRR = [{"pairid": 1, "reference": "dev-1", "target_hard": "dev-2", "caption": "
             set_field(3, captions=["is red"]),
             r"cap\.toptee\.train\.json, record 3: captions=\['is red'\] are not two sentences",
         ),
+        (
+            "captions/cap.toptee.train.json",
+            set_field(3, captions=["is red", "\ud83d"]),
+            r"record 3: captions=\['is red', '\\ud83d'\] are not",
+        ),
         ("captions/cap.toptee.train.json", set_field(3, captions=["is red", 5]), r"record 3: captions=\['is red', 5\] are not two"),
         (
             "captions/cap.dress.train.json",
@@ -214,6 +219,15 @@ CIRR = [{"pairid": 1, "reference": "dev-1", "target_hard": "dev-2", "caption": "
             set_field(5, target="B0DR000001"),
             r"cap\.dress\.val\.json, record 5: picture 'B0DR000001' is not in .*split\.dress\.val\.json; get both files of one version",
         ),
+        ("captions/cap.dress.val.json", set_field(5, target=""), r"cap\.dress\.val\.json, record 5: empty target; write one, or take"),
+        ("captions/cap.dress.test.json", set_field(5, target=["a"]), r"cap\.dress\.test\.json, record 5: target=\['a'\], unlike"),
+        (
+            "image_splits/split.shirt.val.json",
+            lambda names: [*names, "../../secret"],
+            r"split\.shirt\.val\.json: '\.\./\.\./secret' is no name of a picture in the data set's folder; get the file again, or mend it",
+        ),
+        ("image_splits/split.shirt.val.json", lambda names: [*names, "/secret"], r"split\.shirt\.val\.json: '/secret' is no name of"),
+        ("image_splits/split.shirt.val.json", lambda names: [*names, ""], r"split\.shirt\.val\.json: '' is no name of a picture"),
         ("captions/cap.dress.test.json", set_field(1, candidate="B0DA000001"), r"cap\.dress\.test\.json, record 1: picture 'B0DA000001'"),
         (
             "image_splits/split.shirt.val.json",

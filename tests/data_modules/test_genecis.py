@@ -9,6 +9,7 @@ from fakes.files import edit, set_field
 from fakes.genecis import COCO, DISTRACTORS, QUERIES, SIZE, write_genecis
 from PIL import Image
 
+from data_modules.check import check
 from data_modules.errors import UserError
 from data_modules.genecis import TASKS, GeneCIS
 from data_modules.images import cut, load_image
@@ -138,6 +139,19 @@ def test_objects_are_cut_out_as_the_authors_do(root: Path, tmp_path: Path, bbox:
     assert np.array_equal(np.asarray(cut(whole, picture.box)), expected)
 
 
+def test_a_box_outside_its_picture_is_found_by_the_check_and_named_with_the_file(tmp_path: Path):
+    write_genecis(tmp_path)
+    file, box = tmp_path / "VG_100K_all" / "2366050.jpg", (893, 898, 910, 903)
+    edit(tmp_path / ATTRIBUTE, set_field(1, target={"image_id": "2366050", "instance_bbox": [900, 900, 10, 3]}))
+    unreadable = check(GeneCIS(str(tmp_path))).unreadable or {}
+    assert list(unreadable) == [file]
+    sentence = f"box {box} is not in its picture of 40 x 30 pixels; use the picture that the box is of"
+    assert unreadable[file] == sentence
+    with pytest.raises(UserError) as refusal:
+        load_image(file, box)
+    assert str(refusal.value) == f"{file}: {sentence}"
+
+
 def test_a_box_outside_its_picture_is_refused():
     with pytest.raises(UserError, match=r"box \(50, 0, 60, 10\) is not in its picture of 40 x 30 pixels"):
         cut(Image.new("RGB", SIZE), (50, 0, 60, 10))
@@ -152,8 +166,11 @@ WRONG = [
     (FOCUS, set_field(2, target={"image_id": 5}), r"record 2: no pictures of focus_object \(KeyError\('val_image_id'\)\)"),
     (ATTRIBUTE, set_field(1, reference={"val_image_id": 5}), r"focus_attribute\.json, record 1: no pictures of focus_attribute"),
     (ATTRIBUTE, set_field(1, target={"image_id": "5", "instance_bbox": [1, 2, 3]}), r"no pictures of focus_attribute \(ValueError"),
+    (ATTRIBUTE, set_field(1, target={"image_id": "../../x", "instance_bbox": [1, 2, 3, 4]}), r"record 1: no pictures .* \(ValueError"),
+    (ATTRIBUTE, set_field(1, target={"image_id": "5", "instance_bbox": [1, 2, float("inf"), 4]}), r"record 1: .* \(OverflowError"),
+    (FOCUS, set_field(1, target={"val_image_id": float("inf")}), r"record 1: no pictures of focus_object \(OverflowError"),
     (FOCUS, set_field(1, gallery=["x"]), r"record 1: no pictures of focus_object \(TypeError"),
-    (FOCUS, set_field(1, condition=""), r"empty caption in query '1' of val/genecis/focus_object"),
+    (FOCUS, set_field(1, condition=""), r"focus_object\.json, record 1: empty condition; write one"),
     (FOCUS, lambda records: [{"pairid": 5}], r"focus_object\.json, record 0: no 'reference' \(it has pairid\)"),
 ]
 

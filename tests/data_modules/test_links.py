@@ -50,6 +50,9 @@ def test_lists_that_are_missing_or_no_text(tmp_path: Path):
         read_links([tmp_path / "nowhere"])
     with pytest.raises(UserError, match=rf"no file asin2url\.\*\.txt in folder {tmp_path}; {remedy}"):
         read_links([tmp_path])
+    (tmp_path / "asin2url.dress.txt").write_text("\n \n")
+    with pytest.raises(UserError, match=rf"no links in {tmp_path}; {remedy}"):
+        read_links([tmp_path])
     (tmp_path / "asin2url.dress.txt").write_bytes(b"B1 http://a.example/\xff.jpg")
     with pytest.raises(UserError, match=r"asin2url\.dress\.txt is not UTF-8 text \(invalid start byte at byte 20\)"):
         read_links([tmp_path])

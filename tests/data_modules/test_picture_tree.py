@@ -97,6 +97,15 @@ def test_links_inside_the_folder_and_the_folder_of_pictures_itself_may_be_links(
     assert found.find("new/b.jpg", "here") == "images/new/b.jpg"
 
 
+def test_a_link_to_itself_is_a_picture_that_does_not_exist(tmp_path: Path):
+    touch(tmp_path, "b.png")
+    (tmp_path / "a.png").symlink_to("a.png")
+    found = tree(tmp_path)
+    assert list(found.all()) == ["a.png", "b.png"]
+    assert found.find("a.png", "here") == "a.png"
+    assert not found.paths["a.png"].is_file()
+
+
 def test_names_that_are_no_text_are_refused(tmp_path: Path):
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/gr\xfcn.jpg")).touch()
     with pytest.raises(UserError, match=r"the name of picture 'gr\\udcfcn.jpg' is not UTF-8; rename the file"):

@@ -86,7 +86,7 @@ CAPTIONS = "relative_captions_shoes.json"
     [
         (set_field(4, ImageName=EVAL[0]), rf"{CAPTIONS}, record 4: pictures .* and '{EVAL[0]}' are not both in train_im_names\.txt or"),
         (set_field(4, ImageName="img_womens_pumps_999.jpg"), r"record 4: pictures .* and 'img_womens_pumps_999\.jpg' are not both in"),
-        (set_field(2, RelativeCaption=" "), r"empty caption in training triplet 2"),
+        (set_field(2, RelativeCaption=" "), rf"{CAPTIONS}, record 2: empty RelativeCaption; write one, or take the record out"),
         (set_field(2, RelativeCaption=None), r"record 2: RelativeCaption=None, unlike Shoes captions"),
         (
             lambda _: [{"target": "B0", "candidate": "B1", "captions": []}],
@@ -115,6 +115,13 @@ def test_a_list_that_is_no_text(miniature: Path):
 def test_broken_json(miniature: Path):
     (miniature / CAPTIONS).write_text('[{"ImageName": "a.jpg",\n "ReferenceImageName" "b.jpg"}]')
     with pytest.raises(UserError, match=rf"{CAPTIONS}, line 2, column 23: broken JSON \(Expecting ':' delimiter\)"):
+        ready(miniature)
+
+
+@pytest.mark.parametrize("name", ["../../secret.jpg", "/tmp/secret.jpg"])
+def test_a_name_that_leads_out_of_the_folder(miniature: Path, name: str):
+    (miniature / "eval_im_names.txt").write_text("\n".join([*EVAL, name]))
+    with pytest.raises(UserError, match=rf"eval_im_names\.txt: '{name}' is no name of a picture in the data set's folder; get the file"):
         ready(miniature)
 
 

@@ -94,6 +94,17 @@ def test_validation_is_held_out_by_target_if_no_row_is_marked(tmp_path: Path, ca
     assert note in caplog.text
 
 
+def test_no_target_of_a_triplet_is_held_out(tmp_path: Path):
+    """Not even a second one."""
+    table = "reference,caption,targets\n" + "".join(f"a.png,caption {n},t{n % 9}.png|t{(n + 1) % 9}.png\n" for n in range(45))
+    data = ready(folder(tmp_path, table), gallery="split", val_share=0.3)
+    (val,) = data.benchmark.val
+    held_out = {query.targets[0] for query in val.queries}
+    assert (len(held_out), len(val.queries)) == (3, 15)
+    assert not held_out & {triplet.target for triplet in data.triplets}
+    assert {triplet.target for triplet in data.triplets} == {f"images/t{n}.png" for n in range(9)} - held_out
+
+
 def test_what_is_held_out_depends_on_the_pictures_alone(tmp_path: Path):
     header, *body = rows(200, targets=20).splitlines()
     first = ready(folder(tmp_path / "a", rows(200, targets=20)), seed=1, val_share=0.2).benchmark.val[0]
@@ -165,6 +176,7 @@ WRONG = [
     ),
     (f"{HEAD}a.png,x,a.png,val,,\n", {"gallery": "split"}, r"the gallery of val is the picture 'images/a\.png' alone"),
     (f"{HEAD}a.png,x,b.png,,,\nc.png,x,b.png,,,\n", {}, r"as all train rows have one target, none can be held out .* --data\.val_share 0"),
+    (f"{HEAD}a.png,x,b.png,val,,\na.png,x,{'c' * 300}.png,val,,\n", {}, r"path of the file of picture '.*' is too long"),
     (TABLE, {"file": "nowhere.csv"}, r"no file 'nowhere\.csv' under root=.*; set --data\.file to one that is there"),
     (TABLE, {"file": "../mine.csv"}, r"no file '\.\./mine\.csv' under root="),
     (TABLE, {"pictures": "photos"}, r"no folder 'photos' under root=.*; set --data\.pictures to one that is there"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,10 @@ def with_query(**changes: object) -> Benchmark:
     return replace(FINE, val=(replace(SET, queries=(replace(QUERY, **changes),)),))  # type: ignore[arg-type]
 
 
+def with_triplet(**changes: object) -> Benchmark:
+    return replace(FINE, triplets=(replace(FINE.triplets[0], **changes),))  # type: ignore[arg-type]
+
+
 def test_fine_records_pass():
     validate(FINE, 3)
     validate(Benchmark(FINE.pictures, (), (), ()), 1)
@@ -33,6 +38,15 @@ def test_fine_records_pass():
         (with_query(targets=("b", "c", "b")), r"target of query 'q' of val/original/dress 'b' is not unique \(1 such values\)"),
         (with_query(members=("a", "b", "d", "d")), r"member of query 'q' of val/original/dress 'd' is not unique"),
         (with_query(members=("a", "c", "d")), r"query 'q' of val/original/dress has members without its reference or its first target"),
+        (
+            with_query(caption="cut \ud83d"),
+            r"caption 'cut \\ud83d' in query 'q' of val/original/dress has a NUL or half of a character; mend",
+        ),
+        (with_query(caption="\0"), r"caption '\\x00' in query 'q' of val/original/dress has a NUL"),
+        (with_query(id="q\n"), r"query id of val/original/dress 'q\\n' has a tab, a line break"),
+        (replace(FINE, val=(replace(SET, name="a\0"),)), r"name of an evaluation set of val 'a\\x00' has a tab, a line break"),
+        (with_triplet(group="a\0"), r"category 'a\\x00' has a tab, a line break"),
+        (with_triplet(wordings=("fine", "\udc00")), r"caption '\\udc00' in training triplet 0 \('a' to 'b'\) has a NUL or half of a"),
         (with_query(caption="\t\n"), r"empty caption in query 'q' of val/original/dress; write one, or leave the record out"),
     ],
 )
@@ -41,10 +55,22 @@ def test_records_that_would_give_a_wrong_figure_are_refused(records: Benchmark, 
         validate(records, 60)
 
 
-@pytest.mark.parametrize("name", ["a\tb", "a\nb", "a\x00"])
+@pytest.mark.parametrize("name", ["a\tb", "a\nb", "a\x00", "a\ud83d"])
 def test_names_that_would_break_lists_are_refused(name: str):
-    with pytest.raises(UserError, match=r"picture name 'a\\.*' has a tab, a line break or another control character; rename the file"):
+    message = r"picture name 'a\\.*' has a tab, a line break, another control character or half of a character; rename it"
+    with pytest.raises(UserError, match=message):
         validate(replace(FINE, pictures=(*FINE.pictures, Picture(name, Path("x"), "x"))), 60)
+
+
+@pytest.mark.parametrize(
+    ("path", "fine"), [("a" * 255, True), ("a" * 256, False), ("é" * 128, False), ("a/" * 2000, True), ("a/" * 2049, False)]
+)
+def test_names_that_no_file_can_have_are_refused(path: str, *, fine: bool):
+    records = replace(FINE, pictures=(*FINE.pictures, Picture("e", Path(path), "e")))
+    with (
+        nullcontext() if fine else pytest.raises(UserError, match=r"the file of picture 'e' is too long, [\d,]+ characters; mend it in the")
+    ):
+        validate(records, 60)
 
 
 def test_reference_may_be_a_target():

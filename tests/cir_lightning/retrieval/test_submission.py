@@ -108,7 +108,7 @@ def test_every_rule(tmp_path, rule):
         (b"", "line 1, column 1: broken JSON"),
         (b"\xff\xfe", "cannot be read"),
         (b'["img-a"]', "a JSON list instead of an object"),
-        (b'{"7": ["img-e"], "version": "rc2", "7": ["img-a"]}', "the key '7' comes twice; keep one of its lists"),
+        (b'{"7": ["img-e"], "version": "rc2", "7": ["img-a"]}', "the key '7' comes twice in one object; write it again"),
         (b"{" + b" " * 400 + b"}", "402 bytes; the test server takes 400 at most"),
     ],
 )
