@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cir_lightning.storage import lock, replace_file
+from data_modules.errors import UserError
 from data_modules.folders import cache_root
 from data_modules.images import TRANSFORM_VERSION, content_hash, load_image, to_tensor
 
@@ -98,10 +99,18 @@ class FeatureCache:
         with tqdm(total=len(pictures), desc="patch features", unit="picture", disable=len(pictures) < FEW) as bar:
             for start in range(0, len(pictures), BATCH):
                 chunk = pictures[start : start + BATCH]
-                squares = [to_tensor(load_image(p.path, p.box), self.tower.image_size, self.transform) for p in chunk]
-                pixels = torch.stack(squares)
+                pixels = torch.stack([self._square(picture) for picture in chunk])
                 yield self.tower(pixels.to(device)).cpu()
                 bar.update(len(chunk))
+
+    def _square(self, picture: Picture) -> Tensor:
+        try:
+            image = load_image(picture.path, picture.box)
+        except UserError as error:
+            raise UserError(
+                f"{error}; cir data check lists all such pictures, and --data.missing=skip leaves the listed ones out"
+            ) from error
+        return to_tensor(image, self.tower.image_size, self.transform)
 
 
 def _entry(picture: Picture) -> str:

@@ -1,8 +1,11 @@
 """Pictures that are not there: found before anything is computed, and left out only when that is asked for."""
 
+# ruff: noqa: PTH113 - unlike Path.is_file, os.path.isfile has an answer for a folder that may not be searched
+
 from __future__ import annotations
 
 from dataclasses import replace
+from os.path import isfile
 from typing import TYPE_CHECKING
 
 from data_modules.annotations import read_text
@@ -31,7 +34,7 @@ def refuse_missing(pictures: Iterable[Picture], benchmark: str, root: Path) -> N
         UserError: files do not exist; says how many, names the first ones and the remedies.
     """
     files = dict.fromkeys(picture.path for picture in pictures)
-    if absent := [path for path in files if not path.is_file()]:
+    if absent := [path for path in files if not isfile(path)]:
         first = ", ".join(str(path) for path in absent[:SHOWN])
         raise UserError(
             f"{len(absent):,} of {len(files):,} picture files do not exist, the first of them {first}; see what is missing with "
@@ -41,19 +44,15 @@ def refuse_missing(pictures: Iterable[Picture], benchmark: str, root: Path) -> N
 
 def find_missing(pictures: Iterable[Picture], root: Path) -> set[str]:
     """Names of the pictures whose file does not exist, or was found unreadable by ``cir data check`` and still is."""
-    listed = _still_unreadable(root)
-    return {picture.name for picture in pictures if picture.path in listed or not picture.path.is_file()}
-
-
-def _still_unreadable(root: Path) -> set[Path]:
     path = root / UNREADABLE
     lines = read_text(path).split("\n") if path.is_file() else []
-    return {path for path in (root / line.partition("\t")[0] for line in lines if line) if not _is_readable(path)}
+    listed = {root / line.partition("\t")[0] for line in lines if line}
+    return {picture.name for picture in pictures if not isfile(picture.path) or (picture.path in listed and not _is_readable(picture))}
 
 
-def _is_readable(path: Path) -> bool:
+def _is_readable(picture: Picture) -> bool:
     try:
-        load_image(path)
+        load_image(picture.path, picture.box)
     except UserError:
         return False
     return True

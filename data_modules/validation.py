@@ -47,6 +47,8 @@ def validate(benchmark: Benchmark, max_caption_words: int) -> None:
         names = [evaluation.name for evaluation in sets]
         _refuse_duplicates(names, f"name of an evaluation set of {split}")
         _refuse_unfit(names, f"name of an evaluation set of {split}")
+        if long := [name for name in names if len(name.encode()) > MAX_NAME - len(".png")]:
+            raise UserError(f"name of an evaluation set of {split} {long[0]:.40}... is too long for its files; shorten its category")
         for evaluation in sets:
             _check_evaluation_set(evaluation, f"{split}/{evaluation.name}", known, max_caption_words, hidden=split == "hidden")
 

@@ -80,6 +80,12 @@ def test_unreadable_pictures_are_those_of_the_list_that_still_are(whole: Benchma
     assert find_missing(whole.pictures, tmp_path) == {"a", "b"}  # c was never checked, d has been replaced
 
 
+def test_a_listed_file_is_left_out_only_for_boxes_outside_it(whole: Benchmark, tmp_path: Path):
+    (tmp_path / UNREADABLE).write_text("h.png\tbox outside\n")
+    outside = replace(whole.pictures[-1], box=(900, 900, 910, 910))
+    assert find_missing([*whole.pictures, replace(outside, name="outside")], tmp_path) == {"outside"}
+
+
 def test_listed_names_may_have_any_character_but_tabs_and_line_feeds(tmp_path: Path):
     name = "gr\u00f6\u00dfe\u2028a b\x0b.png"
     (tmp_path / name).write_bytes(b"")
