@@ -17,24 +17,27 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 
-def standard_callbacks(command: str, root: Path, checkpoint: str | None, monitor: str) -> list[Callback]:
+def standard_callbacks(command: str, root: Path, checkpoint: str | None, weights: str | None, monitor: str) -> list[Callback]:
     """The callbacks of a command.
 
     Args:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
-        root: run folder of ``fit``.
+        root: the run folder.
         checkpoint: path of the checkpoint, if one is loaded; its own run folder then takes the results.
+        weights: what the model starts from; results without a checkpoint lie apart, so that they never replace those of a trained run.
         monitor: name of the figure that chooses the best checkpoint.
     """
     if command == "fit":
         watch = [ParameterTable(), PromptUsage()]
         kept = [best_checkpoint(root / "checkpoints", monitor), LastCheckpoint(root / "checkpoints")]
         return [*kept, *watch, ResultsTable(root, ""), ResultPictures(root)]
-    parent = Path(checkpoint).parent if checkpoint else root / "checkpoints"
-    folder = parent.parent if parent.name == "checkpoints" else parent
+    folder = root / ("init_from" if weights else "untrained")
+    if checkpoint:
+        parent = Path(checkpoint).parent
+        folder = parent.parent if parent.name == "checkpoints" else parent
     if command == "predict":
         return [Predictions(folder)]
-    return [ResultsTable(folder, checkpoint or ""), ResultPictures(folder)]
+    return [ResultsTable(folder, checkpoint or weights or ""), ResultPictures(folder)]
 
 
 def best_checkpoint(folder: Path, monitor: str) -> ModelCheckpoint:
@@ -60,7 +63,7 @@ class LastCheckpoint(ModelCheckpoint):
         """Keep the steps after the last validation, too."""
         super().on_train_end(trainer, pl_module)
         if trainer.global_step > self._last_global_step_saved:
-            trainer.save_checkpoint(f"{self.dirpath}/last.ckpt")
+            trainer.save_checkpoint(f"{self.dirpath}/last.ckpt", weights_only=False)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
         """Keep what there is."""
@@ -75,7 +78,7 @@ class LastCheckpoint(ModelCheckpoint):
             progress.increment_ready()
             progress.increment_started()
         path = f"{self.dirpath}/last.ckpt"
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
             print(f"\nstopped at step {trainer.global_step}; go on with the same command and --ckpt_path last ({path})")
 

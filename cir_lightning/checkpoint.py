@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+import yaml
+from torch import Tensor, nn
 
 from data_modules.errors import UserError
 
@@ -47,12 +48,26 @@ def load_trained(module: nn.Module, state: Mapping[str, Any], *, strict: bool = 
     }
     if strict and any(differences.values()):
         parts = [f"{what}: {_first(names)}" for what, names in differences.items() if names]
-        raise UserError(f"the weights are of another model ({'; '.join(parts)}); use the config they were trained with: leave out --config")
+        raise UserError(f"the weights are of another model ({'; '.join(parts)}); use the config that they were trained with")
     return nn.Module.load_state_dict(module, state, strict=False)
 
 
 def _first(names: set[str], count: int = 3) -> str:
     return ", ".join(sorted(names)[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
+def find_checkpoint(path: Path, *names: str) -> Path:
+    """A file as given; of a run folder, or of its folder ``checkpoints``, the first of these checkpoints that there is.
+
+    Args:
+        path: a file or a folder.
+        names: by default the best one, or the last one of a run that ended before it was ever validated.
+    """
+    if not path.is_dir():
+        return path
+    folder = path if path.name == "checkpoints" else path / "checkpoints"
+    files = [folder / name for name in names or ("best.ckpt", "last.ckpt")]
+    return next((file for file in files if file.is_file()), files[0])
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -61,18 +76,39 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: there is no such file, it is damaged, or it is not one of ours.
     """
-    import torch
-
     if not path.is_file():
         found = sorted(str(p) for p in path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
-        raise UserError(f"--ckpt_path {path}: no such file; {'there are ' + ', '.join(found) if found else 'train one with cir fit'}")
+        raise UserError(f"{path}: no such file; {'there are ' + ', '.join(found) if found else 'train one with cir fit'}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"--ckpt_path {path}: not a readable checkpoint ({str(error).splitlines()[0]}); use another one") from error
-    keys = set(checkpoint) if isinstance(checkpoint, dict) else set()
-    lacking = sorted({CONFIG_KEY, "state_dict", "tower", "pytorch-lightning_version"} - keys)
-    if lacking or not isinstance(checkpoint[CONFIG_KEY], str):
-        what = lacking[0] if lacking else CONFIG_KEY
-        raise UserError(f"--ckpt_path {path}: this file holds no {what}, so cir fit did not write it; use one from a run folder")
-    return dict(checkpoint)
+    except PermissionError as error:
+        raise UserError(f"{path}: may not be read; use another checkpoint, or change the file's permissions") from error
+    except Exception as error:  # damaged bytes make torch's reader raise nearly anything
+        raise UserError(f"{path}: not a readable checkpoint, the file is cut off, damaged or of another kind; use another one") from error
+    kinds = {CONFIG_KEY: str, "pytorch-lightning_version": str, "state_dict": dict, "tower": str}
+    parts = checkpoint if isinstance(checkpoint, dict) else {}
+    wrong = [key for key, kind in kinds.items() if not isinstance(parts.get(key), kind)]
+    if not wrong and not all(isinstance(tensor, Tensor) for tensor in parts["state_dict"].values()):
+        wrong = ["state_dict"]
+    if wrong:
+        raise UserError(f"{path}: this file holds no {wrong[0]}, so cir fit did not write it; use one from a run folder")
+    return parts
+
+
+def parse_config(text: str, path: Path) -> dict[str, Any]:
+    """The config that travels with weights.
+
+    Args:
+        text: YAML.
+        path: the file that it was in.
+
+    Raises:
+        UserError: it is not the config of a run.
+    """
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError:
+        config = None
+    if not isinstance(config, dict) or not all(isinstance(config.get(part), dict) for part in ("model", "data")):
+        raise UserError(f"{path}: the config in this file is damaged; use another one")
+    return config

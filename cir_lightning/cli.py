@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: without the program's name; by default those of the process.
 
     Returns:
-        The exit code: 0, 2 for a mistake of the user (one sentence on stderr), 1 or 130 when stopped by Ctrl-C, 1 if data are incomplete.
+        The exit code: 0, 2 for a mistake of the user (one sentence on stderr), 130 when stopped by Ctrl-C, 1 if data are incomplete.
     """
     argv = sys.argv[1:] if arguments is None else arguments
     if not argv or argv[0] in {"-h", "--help"}:
@@ -62,6 +62,18 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads otherwise spin: 10 to 50 times slower beside a busy process
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        return _dispatch(argv)
+    except ImportError as error:
+        what = " ".join(str(error).split())[:300].rstrip(".")
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            what = f"package {error.name.partition('.')[0]} is missing"
+        return _fail(f"{what}; install what constraints.txt names, see the README")
+    except KeyboardInterrupt:
+        return STOPPED
+
+
+def _dispatch(argv: list[str]) -> int:
     from data_modules.errors import UserError
 
     try:
@@ -74,8 +86,6 @@ def _run(argv: list[str]) -> int:
         run(argv)
     except UserError as error:
         return _fail(str(error))
-    except KeyboardInterrupt:
-        return STOPPED
     return 0
 
 

@@ -8,23 +8,24 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
+from cir_lightning.arguments import Parser, resolve, sentence
 from cir_lightning.backbones.mini import quiet_transformers
 from cir_lightning.callbacks import RunLog, RunProgress, standard_callbacks
-from cir_lightning.checkpoint import CONFIG_KEY, read_checkpoint
-from cir_lightning.cli import recipe_folder
+from cir_lightning.checkpoint import read_checkpoint
 from cir_lightning.module import CIRModule
 from cir_lightning.storage import replace_file
 from data_modules.base import CIRDataModule
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
+    from jsonargparse import Namespace
     from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.cli import LightningArgumentParser
 
 NOISE = (  # warnings about what is meant to be so
     "LeafSpec",
@@ -40,78 +41,8 @@ NOISE = (  # warnings about what is meant to be so
     "You're resuming from a checkpoint that ended before the epoch ended",
 )
 
-
-HINT = "; cir COMMAND --help and --print_config show what there is"
-
-
-class Parser(LightningArgumentParser):
-    """A parser whose errors are one sentence, and that takes no abbreviated options."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.allow_abbrev = False
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        """Raise instead of printing the usage and leaving.
-
-        Raises:
-            UserError: always.
-        """
-        text = sentence(str(ex or message)).removesuffix(HINT)
-        raise UserError(text + HINT) from ex
-
-
-def sentence(message: str, longest: int = 600) -> str:
-    """Jsonargparse's message on one line; where it tried the members of a union, only what was wrong with the likeliest, the last."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
-    starts = [at + 1 for at, line in enumerate(lines) if line == "Errors:"]
-    return " ".join(lines[starts[-1] :] if starts else lines[:3])[:longest]
-
-
-def find_recipe(name: str) -> str:
-    """A config file as given, or the recipe of that name that comes with the package.
-
-    Raises:
-        UserError: there is neither; the recipes are named.
-    """
-    if Path(name).is_file():
-        return name
-    if (shipped := recipe_folder() / name).is_file():
-        return str(shipped)
-    recipes = sorted(str(p.relative_to(recipe_folder())) for p in recipe_folder().rglob("*.yaml"))
-    raise UserError(f"--config {name}: no such file, and no recipe of that name; recipes are {', '.join(recipes)}")
-
-
-def resolve(argv: list[str]) -> list[str]:
-    """Recipes by name, checkpoints by run folder, and the checkpoint's own config where no ``--config`` is given."""
-    out = [argv[0]]
-    checkpoint = None
-    rest = iter(argv[1:])
-    for word in rest:
-        option, equals, value = word.partition("=")
-        if option not in {"--config", "-c", "--ckpt_path"}:
-            out.append(word)
-            continue
-        value = value if equals else next(rest, "")
-        if not value or value.startswith("--"):
-            raise UserError(
-                f"{option} needs a value: {'a run folder or a checkpoint file' if option == '--ckpt_path' else 'a recipe or a file'}"
-            )
-        if option == "--ckpt_path":
-            value = checkpoint = _checkpoint_file(value)
-        out += [option, value if option == "--ckpt_path" else find_recipe(value)]
-    if checkpoint and checkpoint != "last" and not {"--config", "-c"} & set(out):
-        config = yaml.safe_load(read_checkpoint(Path(checkpoint))[CONFIG_KEY])
-        out[1:1] = ["--config", yaml.safe_dump({k: v for k, v in config.items() if k != "ckpt_path"})]
-    return out
-
-
-def _checkpoint_file(value: str) -> str:
-    """A run folder means its best checkpoint, or its last one if it ended before it was ever validated."""
-    if not Path(value).is_dir():
-        return value
-    best, last = (Path(value) / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
-    return str(last if last.is_file() and not best.is_file() else best)
+WHOLE = ("limit_val_batches", "limit_test_batches", "limit_predict_batches")
+NOT_ZERO = ("max_steps", "max_epochs", "limit_train_batches")
 
 
 class EmbedConfig(SaveConfigCallback):
@@ -132,6 +63,10 @@ class EmbedConfig(SaveConfigCallback):
 class CIRCLI(LightningCLI):
     """fit, validate, test and predict."""
 
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The seed: a number, where Lightning would also take true and false."""
+        parser.add_argument("--seed_everything", type=int, default=self.seed_everything_default, help="seed of weights and data")
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """One seed for the weights and for the data."""
         parser.link_arguments("seed_everything", "data.init_args.seed")
@@ -139,18 +74,29 @@ class CIRCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Nothing: the stored config is in ``--config``, and explicit flags must win (Lightning pull request 21455)."""
 
+    def _set_seed(self) -> None:
+        """Refuse a number that is no seed before Lightning does."""
+        if not 0 <= (seed := self.config[self.subcommand].seed_everything) < 2**32:
+            raise UserError(f"seed_everything={seed} is no seed; give a whole number from 0 to {2**32 - 1}")
+        super()._set_seed()
+
     def before_instantiate_classes(self) -> None:
-        """Resolve ``--ckpt_path last``; refuse to train into a folder that holds a run."""
+        """Resolve ``--ckpt_path last``; refuse what would score nothing, train nothing, or train into a folder that holds a run."""
         config = self.config[self.subcommand]
         if "verbose" in config:
             config.verbose = False  # Lightning's own table, once per loader; ours says more
+        refuse_part_of_a_run(config.trainer)
         folder = Path(config.trainer.default_root_dir or "runs/unnamed") / "checkpoints"
         config.trainer.default_root_dir = str(folder.parent)
         if config.ckpt_path == "last":
             config.ckpt_path = str(folder / "last.ckpt")
         if config.ckpt_path:
-            read_checkpoint(Path(config.ckpt_path))
+            checkpoint = read_checkpoint(Path(config.ckpt_path))
+            if self.subcommand == "fit":
+                refuse_to_go_on(checkpoint, config.ckpt_path, config.trainer.max_steps)
             config.model.init_from = None  # the checkpoint has all that was trained
+        elif self.subcommand == "predict" and not config.model.init_from:
+            raise UserError("cir predict would rank with random weights; give --ckpt_path runs/NAME, or weights with --model.init_from")
         elsewhere = not config.ckpt_path or Path(config.ckpt_path).resolve().parent != folder.resolve()
         if self.subcommand == "fit" and elsewhere and any(folder.glob("*.ckpt")):
             raise UserError(
@@ -166,12 +112,44 @@ class CIRCLI(LightningCLI):
         if ours or not fits:
             kwargs["logger"] = False
         self.trainer_defaults["callbacks"] = [
-            *standard_callbacks(str(self.subcommand), root, config.ckpt_path, config.model.monitor),
+            *standard_callbacks(str(self.subcommand), root, config.ckpt_path, config.model.init_from, config.model.monitor),
             *([] if config.trainer.enable_progress_bar is False else [RunProgress(refresh_rate=5)]),
             *([RunLog(root)] if fits and ours else []),
             *([LearningRateMonitor("step")] if fits and config.trainer.logger is not False else []),
         ]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, RuntimeError) as error:  # Lightning's own checks of its arguments
+            raise UserError(f"the trainer cannot be made: {sentence(str(error))}; see the keys under trainer") from error
+
+
+def refuse_part_of_a_run(trainer: Namespace) -> None:
+    """Refuse options of Lightning's trainer that leave galleries incomplete, or train nothing.
+
+    Raises:
+        UserError: one is set.
+    """
+    limited = [key for key in WHOLE if trainer[key] is not None and not (isinstance(trainer[key], float) and trainer[key] == 1)]
+    for key in (*limited, *(key for key in ("fast_dev_run", "overfit_batches") if trainer[key])):
+        raise UserError(f"trainer.{key}={trainer[key]}: a gallery must be whole; leave it out, and use --trainer.max_steps for a quick try")
+    for key in NOT_ZERO:
+        if trainer[key] == 0:
+            raise UserError(f"trainer.{key}=0 would train nothing; set it to 1 or more, or leave it out")
+
+
+def refuse_to_go_on(checkpoint: dict[str, Any], path: str, max_steps: int) -> None:
+    """Refuse a checkpoint that training cannot go on with.
+
+    Raises:
+        UserError: it has weights alone, or its run is finished.
+    """
+    if "optimizer_states" not in checkpoint:
+        raise UserError(
+            f"--ckpt_path {path}: training cannot go on with weights alone; use last.ckpt, or start a new run from them with "
+            f"--model.init_from {path}"
+        )
+    if 0 <= max_steps <= (done := checkpoint.get("global_step", 0)):
+        raise UserError(f"--ckpt_path {path}: {done} steps are done already, and trainer.max_steps is {max_steps}; set it higher to go on")
 
 
 def run(argv: list[str]) -> None:
@@ -194,8 +172,6 @@ def run(argv: list[str]) -> None:
         )
     except (ArgumentError, MisconfigurationException) as error:
         raise UserError(sentence(str(error))) from error
-    except ImportError as error:
-        raise UserError(f"package {error.name or error} is missing: {error}; install what constraints.txt names, see the README") from error
     except OSError as error:
         if error.filename is None:
             raise
@@ -203,6 +179,8 @@ def run(argv: list[str]) -> None:
     except ValueError as error:
         raise (_user_error_below(error) or error) from error.__cause__
     except SystemExit as left:
+        if isinstance(left.__context__, KeyboardInterrupt):  # Lightning tidies up and leaves with 1
+            raise KeyboardInterrupt from left
         if left.code not in (0, None):
             raise
     sys.stdout.flush()

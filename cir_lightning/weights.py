@@ -15,7 +15,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from cir_lightning.checkpoint import CONFIG_KEY, read_checkpoint
+from cir_lightning.checkpoint import CONFIG_KEY, find_checkpoint, parse_config, read_checkpoint
 from cir_lightning.storage import replace_file
 from data_modules.errors import UserError
 
@@ -26,13 +26,12 @@ PACKAGED = Path(__file__).parent / "pretrained"
 
 
 def find_weights(name: str) -> Path:
-    """A run folder's best checkpoint, a file as given, or the packaged weights of that name.
+    """A run folder's best (or else last) checkpoint, a file as given, or the packaged weights of that name.
 
     Raises:
         UserError: there is none of them; the packaged ones are named.
     """
-    path = Path(name)
-    for candidate in (path / "checkpoints" / "best.ckpt", path, PACKAGED / f"{name}.safetensors"):
+    for candidate in (find_checkpoint(Path(name)), PACKAGED / f"{name}.safetensors"):
         if candidate.is_file():
             return candidate
     packaged = ", ".join(sorted(file.stem for file in PACKAGED.glob("*.safetensors"))) or "none"
@@ -47,11 +46,12 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
     """
     if path.suffix != ".safetensors":
         checkpoint = read_checkpoint(path)
-        return checkpoint["state_dict"], checkpoint["tower"], yaml.safe_load(checkpoint[CONFIG_KEY])
+        return checkpoint["state_dict"], checkpoint["tower"], parse_config(checkpoint[CONFIG_KEY], path)
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
-            return {name: file.get_tensor(name) for name in file.keys()}, about["tower"], yaml.safe_load(about[CONFIG_KEY])  # noqa: SIM118
+            config = parse_config(about[CONFIG_KEY], path)
+            return {name: file.get_tensor(name) for name in file.keys()}, about["tower"], config  # noqa: SIM118
     except (SafetensorError, KeyError, OSError) as error:
         raise UserError(f"{path} holds no readable weights ({error}); make it again with python -m cir_lightning.weights") from error
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from peft import LoraConfig, inject_adapter_in_model
-
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,6 +33,8 @@ class LoRA:
         Raises:
             UserError: a number out of its range, or no layer of the model has one of the target names.
         """
+        from peft import LoraConfig, inject_adapter_in_model  # here, so that a config with LoRA can be read without peft
+
         if self.rank < 1 or self.alpha < 1:
             raise UserError(f"lora.rank={self.rank} and lora.alpha={self.alpha}: both must be at least 1")
         if not 0 <= self.dropout < 1:

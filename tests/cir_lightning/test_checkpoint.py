@@ -7,7 +7,8 @@ import pytest
 import torch
 from fakes.build import tiny_module
 
-from cir_lightning.checkpoint import read_checkpoint, trained_state
+from cir_lightning.checkpoint import find_checkpoint, parse_config, read_checkpoint, trained_state
+from cir_lightning.weights import find_weights, read_weights
 from data_modules.errors import UserError
 
 
@@ -58,11 +59,18 @@ def test_a_checkpoint_on_another_tower_is_refused(module):
         module.on_load_checkpoint({"tower": "other"})
 
 
+WHOLE = {
+    "config": "{model: {lr: 1}, data: {}}",
+    "state_dict": {"x": torch.ones(1000)},
+    "tower": "t",
+    "pytorch-lightning_version": "2.6.6",
+}
+
+
 def test_a_whole_checkpoint_is_read(tmp_path):
-    torch.save(
-        {"config": "a: 1", "state_dict": {"x": torch.ones(2)}, "tower": "t", "pytorch-lightning_version": "2.6.6"}, tmp_path / "a.ckpt"
-    )
-    assert read_checkpoint(tmp_path / "a.ckpt")["config"] == "a: 1"
+    torch.save(WHOLE, tmp_path / "a.ckpt")
+    assert read_checkpoint(tmp_path / "a.ckpt")["config"] == WHOLE["config"]
+    assert read_weights(tmp_path / "a.ckpt")[1:] == ("t", {"model": {"lr": 1}, "data": {}})
 
 
 def test_a_missing_file_names_its_neighbours(tmp_path):
@@ -89,12 +97,42 @@ def test_garbage_is_refused(tmp_path, content):
         read_checkpoint(tmp_path / "a.ckpt")
 
 
-def test_a_truncated_checkpoint_is_refused(tmp_path):
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_refused(tmp_path, kept):
     path = tmp_path / "a.ckpt"
-    torch.save({"config": "", "x": torch.ones(1000)}, path)
-    path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(UserError, match="not a readable checkpoint"):
+    torch.save(WHOLE, path)
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    with pytest.raises(UserError, match=r"a\.ckpt: not a readable checkpoint, the file is cut off, damaged or of another kind"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize(("key", "value"), [("state_dict", [1]), ("state_dict", {"x": "one"}), ("tower", 3), ("config", b"a: 1")])
+def test_a_part_of_another_kind_is_refused(tmp_path, key, value):
+    torch.save(WHOLE | {key: value}, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=rf"a\.ckpt: this file holds no {key}, so cir fit did not write it"):
+        read_checkpoint(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("text", ["{model: [", "just words", "model: 1", "{model: {}, data: 3}", "\x00"])
+def test_a_damaged_config_is_refused(tmp_path, text):
+    with pytest.raises(UserError, match=r"a\.ckpt: the config in this file is damaged; use another one"):
+        parse_config(text, Path("a.ckpt"))
+    torch.save(WHOLE | {"config": text}, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match="the config in this file is damaged"):
+        read_weights(tmp_path / "a.ckpt")
+
+
+def test_a_run_folder_means_its_best_checkpoint_or_its_last(tmp_path):
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    assert find_checkpoint(tmp_path / "run") == folder / "best.ckpt"
+    (folder / "last.ckpt").touch()
+    for name in (tmp_path / "run", folder):
+        assert find_checkpoint(name) == find_weights(str(name)) == folder / "last.ckpt"
+    (folder / "best.ckpt").touch()
+    assert find_checkpoint(tmp_path / "run") == find_weights(str(tmp_path / "run")) == folder / "best.ckpt"
+    assert find_checkpoint(tmp_path / "run", "last.ckpt") == folder / "last.ckpt"
+    assert find_checkpoint(tmp_path / "other.ckpt") == tmp_path / "other.ckpt"
 
 
 class Trap:

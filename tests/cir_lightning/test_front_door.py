@@ -2,8 +2,11 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from functools import partial
 
 import pytest
 import yaml
@@ -90,6 +93,12 @@ def test_the_combiner_goes_over_every_recipe(recipe, capsys):
     assert printed["data"]["init_args"]["batch_size"] == 256
 
 
+def test_the_combiner_takes_nothing_over_from_the_demo(capsys):
+    assert main(["fit", *(f"--config={name}.yaml" for name in ("emoji", "demo", "combiner")), "--print_config"]) == 0
+    printed = dict(leaves(yaml.safe_load(capsys.readouterr().out)))
+    assert (printed[".model.init_from"], printed[".model.loss.memory"]) == (None, 0)
+
+
 def leaves(tree, path=""):
     """Paths without ``init_args``, and plain values; of lists of classes the names only."""
     if isinstance(tree, dict):
@@ -122,10 +131,27 @@ def test_a_wrong_key_is_named(arguments, words, capsys):
         (["--model.encoder.init_args.soft_prompt.init_args.chosen=99"], "chosen=99 of size=45"),
         (["--model.encoder.init_args.query_template={image}"], "has no hole {caption}"),
         (["--data.batch_size=0"], "data.batch_size is 0; set --data.batch_size to 1 or more"),
+        (["--seed_everything=-3"], "cir: seed_everything=-3 is no seed; give a whole number from 0 to 4294967295"),
+        (["--seed_everything=true"], "cir: Parser key \"seed_everything\": Expected a <class 'int'>. Got value: True; cir COMMAND --help"),
+        (["--trainer.strategy=nonsense"], "cir: the trainer cannot be made: You selected an invalid strategy name"),
+        (
+            ["--trainer.limit_val_batches=1"],
+            "cir: trainer.limit_val_batches=1: a gallery must be whole; leave it out, and use --trainer.max",
+        ),
+        (["--trainer.limit_test_batches=0.5"], "trainer.limit_test_batches=0.5: a gallery must be whole"),
+        (["--trainer.fast_dev_run=true"], "trainer.fast_dev_run=True: a gallery must be whole"),
+        (["--trainer.overfit_batches=2"], "trainer.overfit_batches=2: a gallery must be whole"),
+        (["--trainer.max_steps=0"], "cir: trainer.max_steps=0 would train nothing; set it to 1 or more"),
     ],
 )
 def test_a_wrong_value_is_named(arguments, words, capsys):
     assert words in refused(["fit", "--config", "emoji.yaml", *arguments], capsys)
+
+
+@pytest.mark.parametrize("arguments", [["test"], ["predict"], ["fit", "--ckpt_path", "last"], ["test", "--ckpt_path", "last"]])
+def test_a_command_without_a_config(arguments, capsys):
+    remedy = f"; give --config RECIPE (recipes are {', '.join(RECIPES)}) or --ckpt_path runs/NAME"
+    assert refused(arguments, capsys).endswith(remedy)
 
 
 def test_checkpoints_that_are_none(tmp_path, capsys):
@@ -283,6 +309,67 @@ def test_going_on_with_last(fitted, tmp_path, capsys):
 
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 4
     assert read_checkpoint(fitted / "run" / "checkpoints" / "last.ckpt")["global_step"] == 2
+
+
+def test_fit_goes_on_with_the_last_checkpoint_alone(fitted, capsys):
+    run = fitted / "run"
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    best = str(run / "checkpoints" / "best.ckpt")
+    line = refused(["fit", "--ckpt_path", best], capsys)
+    assert "training cannot go on with weights alone; use last.ckpt, or start a new run from them with --model.init_from" in line
+    for name in (run, run / "checkpoints"):
+        line = refused(["fit", "--ckpt_path", str(name)], capsys)
+        assert line.endswith("last.ckpt: 2 steps are done already, and trainer.max_steps is 2; set it higher to go on")
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_results_without_a_checkpoint_lie_apart(fitted, tmp_path, capsys):
+    config = ["--config", str(fitted / "tiny.yaml"), "--trainer.default_root_dir", str(tmp_path / "run")]
+    assert "cir predict would rank with random weights; give --ckpt_path runs/NAME" in refused(["predict", *config], capsys)
+    assert main(["test", *config]) == 0
+    assert main(["test", *config, "--model.init_from", str(fitted / "run")]) == 0
+    assert main(["predict", *config, "--model.init_from", str(fitted / "run")]) == 0
+    read = {name: json.loads((tmp_path / "run" / name / "test" / "results.json").read_text()) for name in ("untrained", "init_from")}
+    assert read["untrained"]["checkpoint"] == "none (untrained)"
+    assert read["init_from"]["checkpoint"] == str(fitted / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"untrained", "init_from"}
+    assert (tmp_path / "run" / "init_from" / "predictions.jsonl").is_file()
+
+
+LORA = "model.encoder.init_args.backbone.init_args.lora"
+
+
+def test_lora_can_be_left_out(fitted, tmp_path, capsys):
+    overlay = {"model": {"encoder": {"init_args": {"backbone": {"init_args": {"lora": None}}}}}}
+    (tmp_path / "frozen.yaml").write_text(yaml.safe_dump(overlay))
+    for words in (["--config", "frozen.yaml"], [f"--{LORA}=null"], [f"--{LORA}", "null"], [f"--{LORA}=None"]):
+        assert main(["fit", "--config", str(fitted / "tiny.yaml"), *words, "--print_config"]) == 0
+        backbone = yaml.safe_load(capsys.readouterr().out)["model"]["encoder"]["init_args"]["backbone"]
+        assert backbone["init_args"]["lora"] is None
+
+
+def test_a_package_that_is_missing_late(fitted, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    options = ["--trainer.default_root_dir", str(tmp_path / "run")]
+    assert "package peft is missing" in refused(["fit", "--config", str(fitted / "tiny.yaml"), *options], capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_leaves_a_checkpoint_that_goes_on(fitted, tmp_path, capsys):
+    options = ["--config", str(fitted / "tiny.yaml"), "--trainer.default_root_dir", str(tmp_path / "run"), "--trainer.max_steps"]
+    command = [sys.executable, "-m", "cir_lightning.cli", "fit", *options, "100000", "--trainer.val_check_interval=1000"]
+    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore Ctrl-C
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heard)
+    while process.poll() is None and not (tmp_path / "run" / "config.yaml").exists():
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "go on with the same command and --ckpt_path last" in out
+    assert "Traceback" not in out
+    assert "weights_only" not in out
+    assert "steps are done already" in refused(["fit", *options, "1", "--ckpt_path", "last"], capsys)
 
 
 def test_another_models_checkpoint_is_refused(fitted, capsys):

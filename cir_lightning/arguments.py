@@ -1,0 +1,114 @@
+"""What the user typed: recipes by name, checkpoints by run folder, and one sentence for what does not parse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser
+
+from cir_lightning.checkpoint import CONFIG_KEY, find_checkpoint, parse_config, read_checkpoint
+from cir_lightning.cli import recipe_folder
+from data_modules.errors import UserError
+
+HINT = "; cir COMMAND --help and --print_config show what there is"
+VALUES = {"--config": "a recipe or a file", "-c": "a recipe or a file", "--ckpt_path": "a run folder or a checkpoint file"}
+ONE_SEED = "is not used, as one seed rules weights and data; set seed_everything instead"
+
+
+class Parser(LightningArgumentParser):
+    """A parser whose errors are one sentence, and that takes no abbreviated options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.allow_abbrev = False
+
+    def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
+        """Read ``None`` as YAML's null: jsonargparse hands a null for an argument of a nested class down as that word."""
+        words = [f"{word.removesuffix('None')}null" if word.endswith("=None") else word for word in args or []]
+        return super().parse_args(words, *others, **options)
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Raise instead of printing the usage and leaving.
+
+        Raises:
+            UserError: always.
+        """
+        text = sentence(str(ex or message).replace(HINT, ""))
+        if "are required" in text:
+            raise UserError(f"{text}; give --config RECIPE (recipes are {recipes()}) or --ckpt_path runs/NAME") from ex
+        raise UserError(text + HINT) from ex
+
+
+def sentence(message: str, longest: int = 600) -> str:
+    """Jsonargparse's message on one line; where it tried the members of a union, only what was wrong with the likeliest, the last."""
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
+    starts = [at + 1 for at, line in enumerate(lines) if line == "Errors:"]
+    return " ".join(lines[starts[-1] :] if starts else lines[:3])[:longest]
+
+
+def recipes() -> str:
+    """The names of the recipes that come with the package."""
+    return ", ".join(sorted(str(path.relative_to(recipe_folder())) for path in recipe_folder().rglob("*.yaml")))
+
+
+def find_config(name: str) -> str:
+    """A config file as given, or the recipe of that name that comes with the package; it is YAML with keys.
+
+    Raises:
+        UserError: there is neither, the recipes are named; or the file is of another kind; or it sets what is not used.
+    """
+    path = next((path for path in (Path(name), recipe_folder() / name) if path.is_file()), None)
+    if path is None:
+        raise UserError(f"--config {name}: no such file, and no recipe of that name; recipes are {recipes()}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"--config {name}: not a text file; if it is a checkpoint, give it as --ckpt_path") from error
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"--config {name}{line}: not YAML ({error.problem}); mend that line") from error
+    except (yaml.YAMLError, OSError) as error:
+        raise UserError(f"--config {name}: cannot be read ({sentence(str(error))}); mend the file") from error
+    if not isinstance(content, dict):
+        raise UserError(f"--config {name}: holds no keys; a config looks like what cir fit --config emoji.yaml --print_config prints")
+    data = content.get("data")
+    arguments = data.get("init_args") if isinstance(data, dict) else None
+    if isinstance(arguments, dict) and "seed" in arguments:
+        raise UserError(f"--config {name}: data.init_args.seed={arguments['seed']} {ONE_SEED}")
+    return str(path)
+
+
+def resolve(argv: list[str]) -> list[str]:
+    """Recipes by name, checkpoints by run folder, the checkpoint's own config where no ``--config`` is given; configs first: flags win."""
+    configs: list[str] = []
+    flags: list[str] = []
+    checkpoint: Path | None = None
+    rest = iter(argv[1:])
+    for word in rest:
+        option, equals, value = word.partition("=")
+        if option in {"--data.seed", "--data.init_args.seed"}:
+            raise UserError(f"{option} {ONE_SEED}")
+        if option not in VALUES:
+            flags.append(word)
+            continue
+        value = value if equals else next(rest, "")
+        if not value or value.startswith("--"):
+            raise UserError(f"{option} needs a value: {VALUES[option]}")
+        if option == "--ckpt_path":
+            checkpoint = find_checkpoint(Path(value), *(["last.ckpt"] if argv[0] == "fit" else []))
+        else:
+            configs += ["--config", find_config(value)]
+    if checkpoint:
+        flags += ["--ckpt_path", str(checkpoint)]
+        configs = configs or stored_config(checkpoint)
+    return [argv[0], *configs, *flags]
+
+
+def stored_config(checkpoint: Path) -> list[str]:
+    """The words that give the parser a checkpoint's own config; none for ``last``, whose folder only a config can name."""
+    if str(checkpoint) == "last":
+        return []
+    config = parse_config(read_checkpoint(checkpoint)[CONFIG_KEY], checkpoint)
+    return ["--config", yaml.safe_dump({key: value for key, value in config.items() if key != "ckpt_path"})]

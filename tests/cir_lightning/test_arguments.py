@@ -1,0 +1,76 @@
+"""What the user typed: config files, the order of words, and packages that are missing."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from cir_lightning import cli
+from cir_lightning.arguments import find_config, resolve
+from cir_lightning.cli import recipe_folder
+from data_modules.errors import UserError
+
+EMOJI = str(recipe_folder() / "emoji.yaml")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_flags_win_wherever_they_stand(capsys):
+    words = ["--trainer.max_steps", "7", "--config", "emoji.yaml", "--model.lr=1", "-c=demo.yaml"]
+    assert resolve(["fit", *words]) == [
+        *("fit", "--config", EMOJI, "--config", str(recipe_folder() / "demo.yaml")),
+        *("--trainer.max_steps", "7", "--model.lr=1"),
+    ]
+    assert cli.main(["fit", *words, "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["trainer"]["max_steps"] == 7
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"PK\x03\x04\xff\xfe", r"c\.yaml: not a text file; if it is a checkpoint, give it as --ckpt_path"),
+        (b"trainer:\n  max_steps: 3\n model: x\n", r"c\.yaml, line 3: not YAML \(.*\); mend that line"),
+        (b"model: \x00", r"c\.yaml: cannot be read \(.*\); mend the file"),
+        (b"", r"c\.yaml: holds no keys"),
+        (b"- 1", r"c\.yaml: holds no keys"),
+        (b"data: {init_args: {seed: 5}}", r"c\.yaml: data\.init_args\.seed=5 is not used, .*; set seed_everything instead"),
+    ],
+)
+def test_a_config_file_that_is_none(tmp_path, content, words):
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=rf"^--config {words}"):
+        find_config("c.yaml")
+
+
+@pytest.mark.parametrize("words", [["--data.seed", "5"], ["--data.seed=5"], ["--data.init_args.seed=5"]])
+def test_there_is_one_seed(words):
+    with pytest.raises(UserError, match=r"^--data\.(init_args\.)?seed is not used, .*; set seed_everything instead"):
+        resolve(["fit", "--config", "emoji.yaml", *words])
+
+
+@pytest.mark.parametrize("option", ["--config", "--config=", "--ckpt_path"])
+def test_a_value_that_is_missing(option):
+    with pytest.raises(UserError, match="needs a value"):
+        resolve(["fit", option, *([] if "=" in option else ["--model.lr=1"])])
+
+
+@pytest.mark.parametrize("package", ["torch", "lightning", "pandas", "filelock"])
+def test_a_missing_package_is_named(package):
+    code = f"import sys; sys.modules[{package!r}] = None; from cir_lightning.cli import main; sys.exit(main(['fit']))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert run.stderr == f"cir: package {package} is missing; install what constraints.txt names, see the README\n"
+
+
+def test_a_missing_package_without_a_name(monkeypatch, capsys):
+    def fail(argv):
+        raise ImportError("Please install gguf>=0.10.0 to load\n a checkpoint.")
+
+    monkeypatch.setattr(cli, "_dispatch", fail)
+    assert cli.main(["fit"]) == 2
+    wanted = "cir: Please install gguf>=0.10.0 to load a checkpoint; install what constraints.txt names, see the README\n"
+    assert capsys.readouterr().err == wanted
