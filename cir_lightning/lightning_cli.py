@@ -149,7 +149,10 @@ def refuse_to_go_on(checkpoint: dict[str, Any], path: str, max_steps: int) -> No
             f"--model.init_from {path}"
         )
     if 0 <= max_steps <= (done := checkpoint.get("global_step", 0)):
-        raise UserError(f"--ckpt_path {path}: {done} steps are done already, and trainer.max_steps is {max_steps}; set it higher to go on")
+        raise UserError(
+            f"--ckpt_path {path}: {done} steps are done already, and trainer.max_steps is {max_steps}; set it higher to go on, or score "
+            "what there is with cir validate or cir test"
+        )
 
 
 def run(argv: list[str]) -> None:
