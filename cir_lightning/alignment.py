@@ -23,6 +23,7 @@ from data_modules.errors import UserError
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
+    from cir_lightning.connector import Connector
     from cir_lightning.module import CIRModule
 
 
@@ -77,7 +78,7 @@ class TitleAlignment(Callback):
         module: CIRModule = pl_module  # type: ignore[assignment]
         if stage != "fit" or not self.steps or module.init_from:
             return
-        if not isinstance(module.encoder, IntentEncoder):
+        if not isinstance(module.encoder, IntentEncoder) or module.encoder.connector is None:
             raise UserError(
                 f"TitleAlignment needs a Connector, which {type(module.encoder).__name__} does not have; remove it from trainer.callbacks"
             )
@@ -100,9 +101,9 @@ class TitleAlignment(Callback):
     def _align(self, trainer: Trainer, module: CIRModule, pictures: Tensor) -> None:
         from tqdm import tqdm
 
-        encoder: IntentEncoder = module.encoder  # type: ignore[assignment]
+        connector: Connector = module.encoder.connector  # type: ignore[assignment]
         scale = nn.ParameterDict({"log": torch.tensor(math.log(20.0), device=module.device)})
-        optimizer = torch.optim.AdamW([*encoder.connector.parameters(), *scale.parameters()], lr=self.lr, weight_decay=0.05)
+        optimizer = torch.optim.AdamW([*connector.parameters(), *scale.parameters()], lr=self.lr, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
         self._parts = {"scale": scale, "optimizer": optimizer, "schedule": schedule}
         for name, state in self._restored.items():
@@ -122,7 +123,7 @@ class TitleAlignment(Callback):
                 self.done += 1
                 bar.update()
         self._parts = {}
-        for parameter in encoder.connector.parameters():
+        for parameter in connector.parameters():
             parameter.grad = None
             parameter.data = trainer.strategy.broadcast(parameter.data)  # dropout may have drawn differently elsewhere
 
@@ -130,7 +131,8 @@ class TitleAlignment(Callback):
         encoder: IntentEncoder = module.encoder  # type: ignore[assignment]
         records = [module.data.pictures[i] for i in chosen.tolist()]
         words, mask = encoder.title_words([record.title for record in records])
-        image = encoder.connector(encoder.standardise(module.features_of(chosen)))
+        connector: Connector = encoder.connector  # type: ignore[assignment]
+        image = connector(encoder.standardise(module.features_of(chosen)))
         score = late_interaction(image, words, mask) * scale
         content = module.data.content_ids[chosen].to(score.device)
         own = torch.arange(len(records), device=score.device)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from cir_lightning.encoder import Sight
     from data_modules.images import Transform
 
 MAX_CAPTION_WORDS = 60  # the default of the data modules
@@ -64,7 +65,7 @@ class Retriever:
             raise UserError(f"the caption is {caption!r:.60}; say in words how the wanted picture differs")
         if (count := len(caption.split())) > MAX_CAPTION_WORDS:
             raise UserError(f"the caption {caption[:40]!r}... has {count} words; say it in {MAX_CAPTION_WORDS} at most")
-        return self.encoder.encode_query(self.encoder.see(self._features([picture])), [caption])[0].cpu()
+        return self.encoder.encode_query(self._see([picture]), [caption])[0].cpu()
 
     @torch.inference_mode()
     def encode_pictures(self, pictures: Iterable[str | PathLike[str]]) -> Tensor:
@@ -75,7 +76,7 @@ class Retriever:
         """
         paths = _listed(pictures)
         chunks = (paths[i : i + BATCH] for i in range(0, len(paths), BATCH))
-        return torch.cat([self.encoder.encode_target(self.encoder.see(self._features(chunk))).cpu() for chunk in chunks])
+        return torch.cat([self.encoder.encode_target(self._see(chunk)).cpu() for chunk in chunks])
 
     def rank(self, picture: str | PathLike[str], caption: str, pictures: Iterable[str | PathLike[str]], top: int = 10) -> list[Match]:
         """The pictures that answer the query best, the best one first; the query's own picture is left out.
@@ -92,11 +93,11 @@ class Retriever:
         best = scores.sort(descending=True, stable=True)
         return [Match(str(gallery[i]), score) for score, i in zip(best.values.tolist()[:top], best.indices.tolist(), strict=False)]
 
-    def _features(self, pictures: Sequence[str | PathLike[str]]) -> Tensor:
-        tower = self.encoder.tower
+    def _see(self, pictures: Sequence[str | PathLike[str]]) -> Sight:
+        tower, own = self.encoder.tower, self.encoder.vision
         pixels = torch.stack([to_tensor(load_image(Path(path)), tower.image_size, self.transform) for path in pictures])
-        device = next(tower.parameters()).device
-        return torch.cat([tower(part) for part in torch.split(pixels.to(device), BATCH)])
+        pixels = pixels.to(tower.device)
+        return self.encoder.see(tower(pixels), None if own is None else own(pixels))
 
 
 def _listed(pictures: Iterable[str | PathLike[str]]) -> list[str | PathLike[str]]:

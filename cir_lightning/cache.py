@@ -95,7 +95,7 @@ class FeatureCache:
     def _encode(self, pictures: list[Picture]) -> Iterator[Tensor]:
         from tqdm import tqdm
 
-        device = next(self.tower.parameters()).device
+        device = self.tower.device
         with tqdm(total=len(pictures), desc="patch features", unit="picture", disable=len(pictures) < FEW) as bar:
             for start in range(0, len(pictures), BATCH):
                 chunk = pictures[start : start + BATCH]

@@ -21,7 +21,7 @@ def _kept(module: nn.Module) -> set[str]:
     """Names of trainable parameters and of persistent buffers outside the frozen parts."""
     names = {name for name, p in module.named_parameters() if p.requires_grad}
     state = module.state_dict()
-    buffers = {name for name, _ in module.named_buffers() if name in state and not {"backbone", "tower"} & set(name.split("."))}
+    buffers = {name for name, _ in module.named_buffers() if name in state and not {"backbone", "tower", "vision"} & set(name.split("."))}
     return names | buffers
 
 

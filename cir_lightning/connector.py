@@ -31,9 +31,11 @@ class Connector(nn.Module, ABC):
 
     Attributes:
         queries: Q, the number of image tokens.
+        native: whether it is an LVLM's own, which reads the patch features as they are and speaks at the scale of the LLM's embeddings.
     """
 
     queries: int
+    native = False
 
     @abstractmethod
     def build(self, features: int, patches: int, width_out: int) -> None:

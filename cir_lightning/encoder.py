@@ -1,6 +1,7 @@
 """The paper's forward pass: picture (and caption) in, one unit vector out.
 
-Shapes: B batch, N patches, Dv patch feature width, Q Connector queries, T soft prompt tokens, L sequence, D LLM width, E embedding.
+Shapes: B batch, N patches, Dv patch feature width, Q Connector queries, V native visual tokens, T soft prompt tokens, L sequence, D LLM
+width, E embedding.
 
 Source: CIR-LVLM, arXiv 2412.11087, section 3; ``paper.md`` choices are marked in the constructor's arguments.
 """
@@ -35,6 +36,7 @@ class Sight(NamedTuple):
         features: (B, N, Dv) float32, standardised patch features.
         chosen: (B, K) long, the pool's prompts that were chosen; None without a pool.
         pull: (B,) float, the loss term that trains the pool's keys; zero without a pool.
+        vision: (B, V, D) and perhaps more columns, the LVLM's own visual tokens; None if no template wants them.
     """
 
     image: Tensor
@@ -42,10 +44,12 @@ class Sight(NamedTuple):
     features: Tensor
     chosen: Tensor | None
     pull: Tensor
+    vision: Tensor | None = None
 
     def at(self, index: Tensor) -> Sight:
         """The sights of some of the pictures, index (B',) long."""
-        return Sight(self.image[index], self.soft[index], self.features[index], None, self.pull[index])
+        vision = None if self.vision is None else self.vision[index]
+        return Sight(self.image[index], self.soft[index], self.features[index], None, self.pull[index], vision)
 
 
 class Standardiser(nn.Module):
@@ -77,21 +81,27 @@ class Encoder(nn.Module, ABC):
         label: the method's name in results tables.
         width: embedding size E.
         tower: the frozen vision tower, after :meth:`build`; its features are the input of everything else.
+        vision: gives the LVLM's own visual tokens, after :meth:`build`; None if they are not wanted.
         standardise: after :meth:`build`.
     """
 
     label: str
     width: int
     tower: VisionTower
+    vision: VisionTower | None
     standardise: Standardiser
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vision = None
 
     @abstractmethod
     def build(self) -> None:
         """Read weights and create parameters."""
 
     @abstractmethod
-    def see(self, features: Tensor) -> Sight:
-        """Turn patch features (B, N, Dv) into tokens."""
+    def see(self, features: Tensor, vision: Tensor | None = None) -> Sight:
+        """Turn patch features (B, N, Dv), and what :attr:`vision` gave, into tokens."""
 
     @abstractmethod
     def encode_query(self, sight: Sight, captions: Sequence[str]) -> Tensor:
@@ -111,9 +121,10 @@ class IntentEncoder(Encoder):
 
     Args:
         backbone: the LVLM.
-        connector: patch features -> sentence-level prompt.
+        connector: patch features -> sentence-level prompt; None where the templates have ``{vision}`` instead of ``{image}``.
         soft_prompt: the instance-specific soft prompt: a pool, one universal prompt, or none.
-        query_template: task prompt of the query side, with ``{image}``, ``{caption}`` and perhaps ``{soft}``. Wording: our choice.
+        query_template: task prompt of the query side, with ``{image}`` or ``{vision}``, ``{caption}`` and perhaps ``{soft}``. Wording: our
+            choice.
         target_template: task prompt of the target side, without ``{caption}``. Wording: our choice.
         pooling: of the last hidden states.
         width: embedding size E. Our choice.
@@ -129,7 +140,7 @@ class IntentEncoder(Encoder):
     def __init__(
         self,
         backbone: Backbone,
-        connector: Connector,
+        connector: Connector | None,
         *,
         soft_prompt: SoftPrompt,
         query_template: str = "{image}{soft} Edit: {caption}:",
@@ -147,6 +158,11 @@ class IntentEncoder(Encoder):
         if self.target_template.has_caption:
             raise UserError(f"model.encoder.target_template={target_template!r} has the hole {{caption}}, but a target has no caption")
         for template in (self.query_template, self.target_template):
+            if template.has_image is (connector is None):
+                raise UserError(
+                    f"{template.key} has {'the' if template.has_image else 'no'} hole {{image}}, and connector is "
+                    f"{'null' if connector is None else type(connector).__name__}: the hole needs a Connector and a Connector the hole"
+                )
             if soft_prompt.length and not template.has_soft:
                 raise UserError(
                     f"{template.key} lacks the hole {{soft}}: the {type(soft_prompt).__name__} would be ignored; add it or use NoPrompt"
@@ -157,8 +173,10 @@ class IntentEncoder(Encoder):
         """Read the backbone's weights and create what is trained."""
         self.backbone.build()
         self.tower = self.backbone.tower
+        self.vision = self._native_tokens()
         self.standardise = Standardiser(self.tower.width)
-        self.connector.build(self.tower.width, self.tower.patches, self.backbone.width)
+        if self.connector is not None:
+            self.connector.build(self.tower.width, self.tower.patches, self.backbone.width)
         self.soft_prompt.build(self.tower.width, self.backbone.width)
         self.projection = nn.Linear(self.backbone.width, self.width)
         self.residual = nn.Linear(self.tower.width, self.width) if self.with_residual else None
@@ -166,11 +184,25 @@ class IntentEncoder(Encoder):
         self.register_buffer("word_mean", words.mean(0), persistent=False)
         self.register_buffer("word_scale", (words - words.mean(0)).std(), persistent=False)
 
-    def see(self, features: Tensor) -> Sight:
+    def _native_tokens(self) -> VisionTower | None:
+        wanting = [template.key for template in (self.query_template, self.target_template) if template.has_vision]
+        if wanting and self.backbone.vision is None:
+            raise UserError(f"{wanting[0]} has the hole {{vision}}, but {type(self.backbone).__name__} has no visual tokens of its own")
+        return self.backbone.vision if wanting else None
+
+    def see(self, features: Tensor, vision: Tensor | None = None) -> Sight:
         """See :class:`Encoder`."""
         x = self.standardise(features)
         soft = self.soft_prompt(x)
-        return Sight(self._as_words(self.connector(x)), self._as_words(soft.tokens), x, soft.chosen, soft.pull)
+        return Sight(self._image(features, x), self._as_words(soft.tokens), x, soft.chosen, soft.pull, vision)
+
+    def _image(self, features: Tensor, standardised: Tensor) -> Tensor:
+        if self.connector is None:
+            return standardised.new_zeros(len(standardised), 0, self.backbone.width)
+        if self.connector.native:
+            tokens: Tensor = self.connector(features)
+            return tokens
+        return self._as_words(self.connector(standardised))
 
     def encode_query(self, sight: Sight, captions: Sequence[str]) -> Tensor:
         """See :class:`Encoder`."""
@@ -181,9 +213,10 @@ class IntentEncoder(Encoder):
         return self._encode(self.target_template, sight, None)
 
     def _encode(self, template: Template, sight: Sight, captions: Sequence[str] | None) -> Tensor:
-        llm = self.backbone.llm
-        embeds, mask = template.fill(llm.get_input_embeddings(), self.backbone.tokenizer, sight.image, sight.soft, captions)
-        hidden = llm(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
+        embed, vision = self.backbone.llm.get_input_embeddings(), sight.vision if template.has_vision else None
+        length = 0 if vision is None else vision.shape[1]
+        embeds, mask, seen = template.fill(embed, self.backbone.tokenizer, sight.image, sight.soft, captions, length)
+        hidden = self.backbone.read(embeds, mask, seen, vision)
         vector = self.projection(pool(hidden, mask, self.pooling))
         if self.residual is not None:
             vector = vector + self.residual(sight.features.mean(1))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from cir_lightning.encoder import Encoder
+    from cir_lightning.encoder import Encoder, Sight
     from cir_lightning.loss import InfoNCE
     from data_modules.base import CIRDataModule, Split
     from data_modules.records import EvaluationSet
@@ -142,14 +142,21 @@ class CIRModule(LightningModule):
     def _see(self, positions: list[int]) -> None:
         """Get the patch features of these pictures."""
         self.data.require_pictures(positions)
-        cache = FeatureCache(self.encoder.tower, self.data.transform)
-        self.features = cache.features([self.data.pictures[at] for at in positions])
+        pictures = [self.data.pictures[at] for at in positions]
+        self.features = FeatureCache(self.encoder.tower, self.data.transform).features(pictures)
+        own = self.encoder.vision
+        self.vision = None if own is None else FeatureCache(own, self.data.transform).features(pictures)
         self.feature_row = torch.full((len(self.data.pictures),), -1)
         self.feature_row[positions] = torch.arange(len(positions))
 
     def features_of(self, pictures: Tensor) -> Tensor:
         """Patch features (B, N, Dv) float16 of pictures (B,) long, positions in ``data.pictures``."""
         return self.features[self.feature_rows(pictures.cpu())].to(self.device)
+
+    def see(self, pictures: Tensor) -> Sight:
+        """What the encoder sees in pictures (B,) long, positions in ``data.pictures``."""
+        vision = None if self.vision is None else self.vision[self.feature_rows(pictures.cpu())].to(self.device)
+        return self.encoder.see(self.features_of(pictures), vision)
 
     def feature_rows(self, pictures: Tensor) -> Tensor:
         """Rows (B,) of ``features`` of pictures (B,) long, positions in ``data.pictures``.
@@ -168,7 +175,7 @@ class CIRModule(LightningModule):
         """InfoNCE of a batch of triplets; each distinct picture goes through the Connector and the target encoder once."""
         size = len(batch.captions)
         pictures, place = torch.cat([batch.reference, batch.target]).unique(return_inverse=True)  # type: ignore[no-untyped-call]
-        sight = self.encoder.see(self.features_of(pictures))
+        sight = self.see(pictures)
         query = self.encoder.encode_query(sight.at(place[:size]), batch.captions)
         targets, where = place[size:].unique(return_inverse=True)
         target = self.encoder.encode_target(sight.at(targets))[where]
@@ -209,10 +216,10 @@ class CIRModule(LightningModule):
 
     def _evaluation_step(self, batch: PictureBatch | QueryBatch) -> None:
         if isinstance(batch, PictureBatch):
-            vectors = self.encoder.encode_target(self.encoder.see(self.features_of(batch.picture)))
+            vectors = self.encoder.encode_target(self.see(batch.picture))
             self.tables[0].update(batch.index, vectors)
         else:
-            vectors = self.encoder.encode_query(self.encoder.see(self.features_of(batch.reference)), batch.captions)
+            vectors = self.encoder.encode_query(self.see(batch.reference), batch.captions)
             self.tables[1].update(batch.index, vectors)
 
     def _finish_evaluation(self, split: Split) -> None:

@@ -1,6 +1,6 @@
 """Prompt templates with holes: a query or a target is text around image tokens, soft prompts and the caption.
 
-Shapes: B batch, Q image tokens, T soft prompt tokens, L longest sequence, D LLM width.
+Shapes: B batch, Q image tokens, V native visual tokens, T soft prompt tokens, L longest sequence, D LLM width.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
-HOLES = ("image", "soft", "caption")
+HOLES = ("image", "vision", "soft", "caption")
 _HOLE = re.compile(r"\{(\w*)\}")
-_IMAGE, _SOFT, _PAD = -1, -2, -3  # marks among the token ids
+_IMAGE, _SOFT, _VISION, _PAD = -1, -2, -3, -4  # marks among the token ids
 
 
 class Template:
     """A task prompt such as ``"{image}{soft} Edit: {caption}"``.
 
     Args:
-        text: the prompt with holes. ``{image}`` is required, once; ``{soft}`` and ``{caption}`` at most once.
+        text: the prompt with holes, each at most once: ``{image}`` for the Connector's tokens, ``{vision}`` for the LVLM's own visual
+            tokens, at least one of both; ``{soft}``, ``{caption}``.
         key: where the text comes from, for error messages.
 
     Raises:
@@ -38,8 +39,8 @@ class Template:
         holes = _HOLE.findall(text)
         if unknown := sorted(set(holes) - set(HOLES)):
             raise UserError(f"{key}={text!r} has the unknown hole {{{unknown[0]}}}; holes are {', '.join(f'{{{h}}}' for h in HOLES)}")
-        if "image" not in holes or len(set(holes)) < len(holes):
-            raise UserError(f"{key}={text!r} must have the hole {{image}} once and no hole twice")
+        if not {"image", "vision"} & set(holes) or len(set(holes)) < len(holes):
+            raise UserError(f"{key}={text!r} must have the hole {{image}} or {{vision}} and no hole twice")
         pieces = _HOLE.split(text)  # text, hole, text, hole, ... text
         self.space = ""
         if "caption" in holes:
@@ -48,11 +49,18 @@ class Template:
             pieces[before] = pieces[before].removesuffix(" ")
         self.parts = [(piece, at % 2 == 1) for at, piece in enumerate(pieces) if piece]
         self.has_caption, self.has_soft = "caption" in holes, "soft" in holes
+        self.has_image, self.has_vision = "image" in holes, "vision" in holes
         self.key = key
 
     def fill(
-        self, embed: nn.Module, tokenizer: PreTrainedTokenizerBase, image: Tensor, soft: Tensor, captions: Sequence[str] | None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        embed: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        image: Tensor,
+        soft: Tensor,
+        captions: Sequence[str] | None,
+        vision: int = 0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The LLM's input.
 
         Args:
@@ -61,12 +69,13 @@ class Template:
             image: (B, Q, D) float, in the embedding's scale.
             soft: (B, T, D) float, in the embedding's scale; T may be 0.
             captions: B captions; None for a template without ``{caption}``.
+            vision: V.
 
         Returns:
-            Embeddings (B, L, D) and mask (B, L) long, padded on the right.
+            Embeddings (B, L, D); mask (B, L) long, padded on the right; where the V native visual tokens belong, (B, L) bool.
         """
         start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        marks = {"image": [_IMAGE] * image.shape[1], "soft": [_SOFT] * soft.shape[1]}
+        marks = {"image": [_IMAGE] * image.shape[1], "soft": [_SOFT] * soft.shape[1], "vision": [_VISION] * vision}
         pieces: list[list[list[int]]] = []
         for part, is_hole in self.parts:
             if is_hole and part == "caption":
@@ -79,4 +88,4 @@ class Template:
         embeds = embed(ids.clamp_min(0)).to(image.dtype)
         embeds = embeds.masked_scatter((ids == _IMAGE)[..., None], image)
         embeds = embeds.masked_scatter((ids == _SOFT)[..., None], soft)
-        return embeds, (ids != _PAD).long()
+        return embeds, (ids != _PAD).long(), ids == _VISION

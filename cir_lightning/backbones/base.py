@@ -1,6 +1,6 @@
 """What the encoder needs of a large vision-language model: a frozen vision tower, a language model, its tokenizer.
 
-Shapes: B pictures, N patches, Dv patch feature width, S picture side in pixels.
+Shapes: B pictures, N patches, Dv patch feature width, S picture side in pixels, V native visual tokens, L sequence, D LLM width.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -30,6 +31,11 @@ class VisionTower(nn.Module, ABC):
     width: int
     key: str
 
+    @property
+    def device(self) -> torch.device:
+        """Where it works."""
+        return next(self.parameters()).device
+
     @abstractmethod
     def forward(self, pixels: Tensor) -> Tensor:
         """Patch features.
@@ -47,17 +53,36 @@ class Backbone(nn.Module, ABC):
 
     Attributes:
         tower: the frozen vision tower, after :meth:`build`.
+        vision: gives the visual tokens that the LVLM itself was trained with, (B, V, D) and perhaps more columns, for the template hole
+            ``{vision}``; after :meth:`build`, None if it has none.
         llm: the language model without its head, after :meth:`build`; its base weights are frozen.
         tokenizer: the language model's, after :meth:`build`.
     """
 
     tower: VisionTower
+    vision: VisionTower | None
     llm: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vision = None
 
     @abstractmethod
     def build(self) -> None:
         """Read the weights and make ``tower``, ``llm`` and ``tokenizer``."""
+
+    def read(self, embeds: Tensor, mask: Tensor, seen: Tensor, vision: Tensor | None) -> Tensor:  # noqa: ARG002 - for LVLMs that have some
+        """The LLM's last hidden states (B, L, D).
+
+        Args:
+            embeds: (B, L, D) float, in the scale of the LLM's token embeddings.
+            mask: (B, L) long, 1 for a real position, 0 for padding on the right.
+            seen: (B, L) bool, where the native visual tokens belong; ``embeds`` says nothing there.
+            vision: what :attr:`vision` gave; None if ``seen`` is False everywhere.
+        """
+        hidden: Tensor = self.llm(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
+        return hidden
 
     @property
     def width(self) -> int:

@@ -67,7 +67,7 @@ class Combiner(Encoder):
         self.gate = _layers(2 * self.hidden, self.hidden, self.dropout, 1)
         self._sentences: dict[str, Tensor] = {}
 
-    def see(self, features: Tensor) -> Sight:
+    def see(self, features: Tensor, vision: Tensor | None = None) -> Sight:  # noqa: ARG002 - it has no LVLM
         """See :class:`~cir_lightning.encoder.Encoder`; there are no tokens, only features."""
         x = self.standardise(features)
         none = x.new_empty(len(x), 0, 0)

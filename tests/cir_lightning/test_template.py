@@ -30,10 +30,13 @@ def bos():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{image} {words}", r"enc\.query='\{image\} \{words\}' has the unknown hole \{words\}; holes are \{image\}, \{soft\}, \{caption\}"),
+        (
+            "{image} {words}",
+            r"enc\.query='\{image\} \{words\}' has the unknown hole \{words\}; holes are \{image\}, \{vision\}, \{soft\}, \{caption\}",
+        ),
         ("{}{image}", r"unknown hole \{\}"),
-        ("no holes", r"must have the hole \{image\} once"),
-        ("{soft}{caption}", r"must have the hole \{image\} once"),
+        ("no holes", r"must have the hole \{image\} or \{vision\}"),
+        ("{soft}{caption}", r"must have the hole \{image\} or \{vision\}"),
         ("{image}{image}", "no hole twice"),
         ("{image}{caption}{caption}", "no hole twice"),
     ],
@@ -55,7 +58,7 @@ def test_wrong_holes_are_refused(text, message):
 )
 def test_tokens_lie_in_the_order_of_the_text(text, parts):
     template = Template(text, "key")
-    embeds, mask = template.fill(EMBED, TOKENIZER, IMAGE, SOFT, CAPTIONS if template.has_caption else None)
+    embeds, mask, _ = template.fill(EMBED, TOKENIZER, IMAGE, SOFT, CAPTIONS if template.has_caption else None)
     for i in range(2):
         expected = torch.cat([bos(), *parts(i)])
         assert mask[i].tolist() == [1] * len(expected) + [0] * (embeds.shape[1] - len(expected))
@@ -69,15 +72,15 @@ CAPTIONS = ["but red", "as a circle in blue, larger"]
 def test_a_space_before_the_caption_belongs_to_its_first_word():
     assert len(ids("red")) == len(ids(" red")) == 1
     assert ids("red") != ids(" red")
-    joined, _ = Template("{image} Edit: {caption}", "key").fill(EMBED, TOKENIZER, IMAGE[:1], SOFT[:1], ["red"])
+    joined, _, _ = Template("{image} Edit: {caption}", "key").fill(EMBED, TOKENIZER, IMAGE[:1], SOFT[:1], ["red"])
     torch.testing.assert_close(joined[0, -1], words(" red")[0], rtol=0, atol=0)
     torch.testing.assert_close(joined[0, -2], words(":")[0], rtol=0, atol=0)
 
 
 def test_the_longest_row_has_no_padding_and_captions_do_not_mix():
     template = Template("{image}{caption}", "key")
-    both, mask = template.fill(EMBED, TOKENIZER, IMAGE, SOFT, CAPTIONS)
-    alone, _ = template.fill(EMBED, TOKENIZER, IMAGE[:1], SOFT[:1], CAPTIONS[:1])
+    both, mask, _ = template.fill(EMBED, TOKENIZER, IMAGE, SOFT, CAPTIONS)
+    alone, _, _ = template.fill(EMBED, TOKENIZER, IMAGE[:1], SOFT[:1], CAPTIONS[:1])
     assert mask[1].all()
     assert not mask[0].all()
     torch.testing.assert_close(both[0, : alone.shape[1]], alone[0], rtol=0, atol=0)
@@ -92,13 +95,13 @@ def test_a_soft_prompt_of_length_0_leaves_no_trace():
 
 
 def test_a_tokenizer_without_bos_starts_with_the_text():
-    embeds, _ = Template("a {image}", "key").fill(EMBED, tiny_tokenizer(bos=False), IMAGE, SOFT, None)
+    embeds, _, _ = Template("a {image}", "key").fill(EMBED, tiny_tokenizer(bos=False), IMAGE, SOFT, None)
     assert embeds.shape[1] == len(ids("a ")) + IMAGE.shape[1]
 
 
 def test_gradients_reach_image_and_soft_tokens():
     image, soft = IMAGE.clone().requires_grad_(), SOFT.clone().requires_grad_()
-    embeds, _ = Template("{soft} Edit {image}", "key").fill(EMBED, TOKENIZER, image, soft, None)
+    embeds, _, _ = Template("{soft} Edit {image}", "key").fill(EMBED, TOKENIZER, image, soft, None)
     weight = torch.randn_like(embeds)
     (embeds * weight).sum().backward()
     text = len(ids(" Edit "))

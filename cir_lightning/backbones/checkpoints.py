@@ -1,0 +1,152 @@
+"""Pretrained checkpoints in Hugging Face's layout, from a folder or the hub: found, identified, read without running code of theirs."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from data_modules.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+Quantisation = Literal["none", "nf4", "int8"]
+_ENDS = 1 << 16  # bytes at each end of a file of weights that identify it
+
+
+class Checkpoint:
+    """A model's files.
+
+    Args:
+        name: id on the Hugging Face hub, or a local folder.
+        revision: commit, tag or branch on the hub; None for its main branch.
+        dtype: of the weights in memory.
+        quantisation: of linear layers by bitsandbytes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        revision: str | None = None,
+        *,
+        dtype: Literal["bfloat16", "float32"] = "bfloat16",
+        quantisation: Quantisation = "none",
+    ) -> None:
+        self.name, self.revision, self.dtype, self.quantisation = name, revision, dtype, quantisation
+        self._config: PreTrainedConfig | None = None
+
+    def config(self) -> PreTrainedConfig:
+        """Its configuration.
+
+        Raises:
+            UserError: there is no such checkpoint, it cannot be reached, or it asks for code of its own.
+        """
+        from transformers import AutoConfig
+
+        if self._config is None:
+            self._config = self._read(AutoConfig, "config.json")
+        return self._config
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer.
+
+        Raises:
+            UserError: there is none.
+        """
+        from transformers import AutoTokenizer
+
+        tokenizer: PreTrainedTokenizerBase = self._read(AutoTokenizer, "a tokenizer")
+        return tokenizer
+
+    def image_processor(self) -> Any:
+        """Its image processor on Pillow, whose pixels do not depend on whether torchvision is installed.
+
+        Raises:
+            UserError: there is none.
+        """
+        from transformers import AutoImageProcessor
+
+        return self._read(AutoImageProcessor, "preprocessor_config.json", backend="pil")
+
+    def skeleton(self) -> PreTrainedModel:
+        """The model without its head and without weights, on the meta device."""
+        from transformers import AutoModel
+
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModel.from_config(self.config())
+        return model
+
+    def load(self, keep: Sequence[str] = ()) -> PreTrainedModel:
+        """The model without its head, in evaluation mode, on torch's default device.
+
+        Args:
+            keep: names of parts that are not quantised.
+
+        Raises:
+            UserError: weights are missing or damaged, or bitsandbytes is needed and not installed.
+        """
+        from transformers import AutoModel
+
+        options: dict[str, Any] = {"config": self.config(), "dtype": getattr(torch, self.dtype), "output_loading_info": True}
+        model, found = self._read(
+            AutoModel, "weights", device_map={"": torch.get_default_device()}, quantization_config=self._quantised(keep), **options
+        )
+        if missing := sorted(found["missing_keys"]):
+            raise UserError(f"{self.name} lacks {len(missing)} tensors of its model, the first of them {missing[0]}; get its files again")
+        if wrong := sorted(found["mismatched_keys"]):
+            raise UserError(f"{self.name} has {len(wrong)} tensors of another shape, the first of them {wrong[0]}; get its files again")
+        loaded: PreTrainedModel = model.eval()
+        return loaded
+
+    def key(self) -> str:
+        """What identifies its weights: the commit on the hub; of a folder, its name and a hash of its files' sizes and ends."""
+        name = self.name.strip("/").split("/")[-1]
+        precision = "-".join(filter(None, (self.dtype, "" if self.quantisation == "none" else self.quantisation)))
+        if not Path(self.name).is_dir():
+            return f"{name}-{getattr(self.config(), '_commit_hash', None) or self.revision}-{precision}"
+        digest = hashlib.sha256()
+        for file in sorted(path for path in Path(self.name).iterdir() if path.suffix in {".json", ".safetensors", ".bin"}):
+            with file.open("rb") as content:
+                digest.update(f"{file.name} {(size := file.stat().st_size)} ".encode() + content.read(_ENDS))
+                content.seek(max(0, size - _ENDS))
+                digest.update(content.read())
+        return f"{name}-{digest.hexdigest()[:16]}-{precision}"
+
+    def _quantised(self, keep: Sequence[str]) -> Any:
+        if self.quantisation == "none":
+            return None
+        try:
+            import bitsandbytes  # type: ignore[import-untyped] # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                f"backbone.quantisation={self.quantisation!r} needs the package bitsandbytes; pip install bitsandbytes"
+            ) from error
+        from transformers import BitsAndBytesConfig
+
+        options: dict[str, Any] = {"llm_int8_skip_modules": list(keep)}
+        if self.quantisation == "int8":
+            return BitsAndBytesConfig(load_in_8bit=True, **options)  # type: ignore[no-untyped-call]
+        compute = getattr(torch, self.dtype)
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute, **options)  # type: ignore[no-untyped-call]
+
+    def _read(self, reader: Any, what: str, **options: Any) -> Any:
+        try:
+            return reader.from_pretrained(self.name, revision=self.revision or "main", trust_remote_code=False, **options)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(self._reason(error, what)) from error
+
+    def _reason(self, error: Exception, what: str) -> str:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "trust_remote_code" in str(error):
+            return (
+                f"{self.name} asks for code of its own, which is never run; use a model of transformers' own classes, or convert the "
+                "original Qwen-VL-Chat with cir convert qwen-vl-chat"
+            )
+        where = "this folder" if Path(self.name).is_dir() else "it is neither a folder nor within reach on the hub"
+        remedy = "" if Path(self.name).is_dir() else "; fetch it beforehand with hf download, then HF_HUB_OFFLINE=1 works, or give a folder"
+        return f"cannot read {what} of {self.name!r} ({where}; {first[:200]}){remedy}"

@@ -1,0 +1,217 @@
+"""Large vision-language models of transformers: a Hugging Face id or a local folder becomes a vision tower and an LLM.
+
+All families run through their own classes. The vision tower is everything up to the projector's input (patch features, for the
+Connector) and up to its output (native visual tokens, for the hole ``{vision}``); both are computed once per picture and cached. The LLM is
+the family's own forward pass, to which the cached visual tokens are handed in place of pixels: positions (M-RoPE), attention between
+visual tokens and deep-stacked features are the family's own.
+
+Shapes: B batch, S picture side in pixels, N patches, Dv patch feature width, V native visual tokens, L sequence, D LLM width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cir_lightning.backbones.base import Backbone, VisionTower
+from cir_lightning.backbones.checkpoints import Checkpoint, Quantisation
+from cir_lightning.backbones.mini import checkpoint_activations, quiet_transformers
+from data_modules.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cir_lightning.backbones.lora import LoRA
+
+
+@dataclass(frozen=True)
+class Family:
+    """What tells a family of transformers' vision-language models from the others.
+
+    Attributes:
+        projector: the module whose input is the patch features.
+        llm: the language model within the base model.
+        nested: whether the image processor takes one list of pictures per sample.
+        processor: options of the image processor that make one view of a picture.
+        list_of_tokens: whether the forward pass wants the visual tokens as one tensor per picture.
+        image_type: value of ``token_type_ids`` at visual tokens, 0 elsewhere; None where the family has no such input.
+    """
+
+    projector: str = "multi_modal_projector"
+    llm: str = "language_model"
+    nested: bool = False
+    processor: Mapping[str, Any] = field(default_factory=dict)
+    list_of_tokens: bool = True
+    image_type: int | None = None
+
+
+_ONE_VIEW = {"do_image_splitting": False}
+_QWEN = Family("visual.merger")
+_IDEFICS = Family("connector", "text_model", nested=True, processor=_ONE_VIEW)
+FAMILIES: dict[str, Family] = {
+    "llava": Family(),
+    "llava_next": Family(),
+    "qwen2_vl": _QWEN,
+    "qwen2_5_vl": _QWEN,
+    "qwen3_vl": _QWEN,
+    "smolvlm": _IDEFICS,
+    "idefics3": _IDEFICS,
+    "internvl": Family(list_of_tokens=False),
+    "paligemma": Family(list_of_tokens=False, image_type=0),
+    "gemma3": Family(list_of_tokens=False, image_type=1),
+}
+_PIXELS = ("pixel_values", "image_grid_thw", "image_sizes", "pixel_attention_mask")
+
+
+class Vision(VisionTower):
+    """The frozen vision part of a family's base model, up to the projector's input or up to its output.
+
+    Args:
+        base: the family's model without its LM head; not registered as a part of this module, which only borrows it.
+        family: how it is built.
+        processor: its image processor.
+        image_size: side S of the input pictures, pixels.
+        key: of the checkpoint.
+        native: whether to give the projector's output, (B, V, D) and D more columns for each deep-stacked level, not its input.
+    """
+
+    def __init__(self, base: nn.Module, family: Family, processor: Any, *, image_size: int, key: str, native: bool = False) -> None:
+        super().__init__()
+        self._borrowed = (base,)
+        self.family, self.processor, self.image_size, self.native = family, processor, image_size, native
+        self.key = f"{key}-{image_size}px-{'tokens' if native else 'patches'}"
+        probe = self(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8))
+        self.patches, self.width = probe.shape[1:]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base model is."""
+        return next(self._borrowed[0].parameters()).device
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor) -> Tensor:
+        """See :class:`~cir_lightning.backbones.base.VisionTower`."""
+        return self.look(pixels).half()
+
+    def look(self, pixels: Tensor) -> Tensor:
+        """As :meth:`forward`, not rounded."""
+        base, entered = self._borrowed[0], []
+        inputs = self._inputs(pixels, next(base.parameters()))
+        hook = base.get_submodule(self.family.projector).register_forward_pre_hook(lambda _, given: entered.append(given[0]))
+        try:
+            out = base.get_image_features(**inputs)  # type: ignore[operator]
+        finally:
+            hook.remove()
+        if not self.native:
+            return entered[0].reshape(len(pixels), -1, entered[0].shape[-1])  # type: ignore[no-any-return]
+        levels = [out.pooler_output, *(getattr(out, "deepstack_features", None) or [])]
+        return torch.cat([torch.stack(list(level)) for level in levels], dim=-1)
+
+    def _inputs(self, pixels: Tensor, like: Tensor) -> dict[str, Tensor]:
+        images = [picture.permute(1, 2, 0).cpu().numpy() for picture in pixels]
+        nested = [[image] for image in images] if self.family.nested else images
+        given = self.processor(images=nested, return_tensors="pt", **self.family.processor)
+        inputs = {name: given[name].to(like.device) for name in _PIXELS if name in given}
+        return inputs | {"pixel_values": inputs["pixel_values"].to(like.dtype)}
+
+
+class HFLVLM(Backbone):
+    """An LVLM of transformers.
+
+    LLaVA-1.5, LLaVA-1.6 (LLaVA-NeXT), Qwen2-VL, Qwen2.5-VL, Qwen3-VL, SmolVLM, Idefics3, InternVL, PaliGemma, Gemma 3.
+
+    Real sizes are unrun: everything is tested with random weights of the real architectures at tiny size.
+
+    Args:
+        model: id on the Hugging Face hub, or a local folder in its layout.
+        revision: commit, tag or branch on the hub.
+        image_size: side S of the square pictures that the vision tower sees, pixels; None for the size that the checkpoint names. LLaVA-1.6
+            sees a picture of its tower's size as two equal views and a larger one as an overview and tiles.
+        dtype: of the frozen weights; adapters and new modules are float32.
+        quantisation: of the frozen LLM by bitsandbytes: ``nf4`` (4 bits), ``int8``, or ``none``.
+        lora: the adapters; None for a frozen LLM.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        revision: str | None = None,
+        *,
+        image_size: int | None = None,
+        dtype: Literal["bfloat16", "float32"] = "bfloat16",
+        quantisation: Quantisation = "none",
+        lora: LoRA | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.checkpoint = Checkpoint(model, revision, dtype=dtype, quantisation=quantisation)
+        self.image_size, self.lora, self.gradient_checkpointing = image_size, lora, gradient_checkpointing
+
+    def build(self) -> None:
+        """See :class:`~cir_lightning.backbones.base.Backbone`."""
+        quiet_transformers()
+        config = self.checkpoint.config()
+        if config.model_type not in FAMILIES:
+            raise UserError(
+                f"backbone.model={self.checkpoint.name!r} is a {config.model_type!r}, which is no LVLM known here; known are "
+                f"{', '.join(FAMILIES)}"
+            )
+        self.family = FAMILIES[config.model_type]
+        self.base = self.checkpoint.load(keep=[name for name, _ in self.checkpoint.skeleton().named_children() if name != self.family.llm])
+        self.base.requires_grad_(requires_grad=False)
+        self.llm = self.base.get_submodule(self.family.llm)  # type: ignore[assignment]
+        self.tokenizer = self.checkpoint.tokenizer()
+        self._image_token = int(config.image_token_id)
+        size, key, processor = self.image_size or _default_size(config), self.checkpoint.key(), self.checkpoint.image_processor()
+        self.tower = Vision(self.base, self.family, processor, image_size=size, key=key)
+        self.vision = Vision(self.base, self.family, processor, image_size=size, key=key, native=True)
+        if self.gradient_checkpointing:
+            checkpoint_activations(self.llm)
+        if self.lora is not None:
+            self.lora.add_to(self.llm)
+
+    def read(self, embeds: Tensor, mask: Tensor, seen: Tensor, vision: Tensor | None) -> Tensor:
+        """See :class:`~cir_lightning.backbones.base.Backbone`."""
+        base: Any = self.base
+        ids = torch.where(seen, self._image_token, 0)
+        here = self.llm.get_input_embeddings()(torch.full((), self._image_token, device=embeds.device))
+        options: dict[str, Any] = {}
+        if hasattr(base, "get_rope_index"):
+            options |= self._positions(ids, mask, seen)
+        if self.family.image_type is not None:
+            options["token_type_ids"] = seen.long() * self.family.image_type
+        if vision is not None:
+            embeds = torch.where(seen[..., None], here.to(embeds.dtype), embeds)
+            options["pixel_values"] = embeds.new_zeros(1)
+            base.get_image_features = lambda *_, **__: self._given(vision.to(base.dtype))
+        try:
+            hidden: Tensor = base(inputs_embeds=embeds.to(base.dtype), attention_mask=mask, use_cache=False, **options).last_hidden_state
+        finally:
+            base.__dict__.pop("get_image_features", None)
+        return hidden
+
+    def _positions(self, ids: Tensor, mask: Tensor, seen: Tensor) -> dict[str, Tensor]:
+        """M-RoPE: visual tokens lie on a grid; without them, all axes count alike."""
+        base: Any = self.base
+        settings = base.config.vision_config
+        patches = self.tower.image_size // settings.patch_size
+        grid = torch.tensor([[1, patches, patches]] * len(ids), device=ids.device) if seen.any() else None
+        index = base.get_rope_index(input_ids=ids, mm_token_type_ids=seen.int(), image_grid_thw=grid, attention_mask=mask)
+        return {"position_ids": index[0]} | ({} if grid is None else {"image_grid_thw": grid})
+
+    def _given(self, vision: Tensor) -> SimpleNamespace:
+        """What the base model's own vision part would have returned."""
+        tokens, *deep = vision.split(self.width, dim=-1)  # type: ignore[no-untyped-call]
+        as_family_wants = list(tokens) if self.family.list_of_tokens else tokens
+        return SimpleNamespace(pooler_output=as_family_wants, deepstack_features=[list(level) for level in deep])
+
+
+def _default_size(config: Any) -> int:
+    """The side that the vision tower was trained on; 448 where any will do."""
+    size = getattr(config.vision_config, "image_size", 448)
+    return int(size[0] if isinstance(size, list | tuple) else size)
