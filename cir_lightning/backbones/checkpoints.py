@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from safetensors import SafetensorError
 
 from data_modules.errors import UserError
 
@@ -78,7 +79,7 @@ class Checkpoint:
         from transformers import AutoModel
 
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModel.from_config(self.config())
+            model: PreTrainedModel = AutoModel.from_config(self.config())  # type: ignore[no-untyped-call]
         return model
 
     def load(self, keep: Sequence[str] = ()) -> PreTrainedModel:
@@ -121,7 +122,7 @@ class Checkpoint:
         if self.quantisation == "none":
             return None
         try:
-            import bitsandbytes  # type: ignore[import-untyped] # noqa: F401
+            import bitsandbytes  # noqa: F401
         except ImportError as error:
             raise UserError(
                 f"backbone.quantisation={self.quantisation!r} needs the package bitsandbytes; pip install bitsandbytes"
@@ -137,7 +138,7 @@ class Checkpoint:
     def _read(self, reader: Any, what: str, **options: Any) -> Any:
         try:
             return reader.from_pretrained(self.name, revision=self.revision or "main", trust_remote_code=False, **options)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise UserError(self._reason(error, what)) from error
 
     def _reason(self, error: Exception, what: str) -> str:
