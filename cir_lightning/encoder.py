@@ -186,13 +186,15 @@ class IntentEncoder(Encoder):
         self.soft_prompt.build(self.tower.width, self.backbone.width)
         self.width = self.projected_width or self.backbone.width
         self.projection = nn.Linear(self.backbone.width, self.width) if self.projected_width else nn.Identity()
-        if self.chat:
-            self.query_template = self.query_template.in_chat(self.backbone.tokenizer)
-            self.target_template = self.target_template.in_chat(self.backbone.tokenizer)
+        self.query_template, self.target_template = map(self._finished, (self.query_template, self.target_template))
         self.residual = nn.Linear(self.tower.width, self.width) if self.with_residual else None
         words: Tensor = self.backbone.llm.get_input_embeddings().weight.float()  # type: ignore[assignment]
         self.register_buffer("word_mean", words.mean(0), persistent=False)
         self.register_buffer("word_scale", (words - words.mean(0)).std(), persistent=False)
+
+    def _finished(self, template: Template) -> Template:
+        template = template.around(*self.backbone.around)
+        return template.in_chat(self.backbone.tokenizer) if self.chat else template
 
     def _native_tokens(self) -> VisionTower | None:
         wanting = [template.key for template in (self.query_template, self.target_template) if template.has_vision]

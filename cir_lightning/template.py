@@ -77,6 +77,10 @@ class Template:
                 f"{key}={text!r} has nothing after its image, and positions is 'after_image'; write something there, or set 'all'"
             )
 
+    def around(self, before: str, after: str) -> Template:
+        """The prompt with text around its visual tokens."""
+        return Template(self.text.replace("{vision}", f"{before}{{vision}}{after}"), self.key, self.pooled)
+
     def in_chat(self, tokenizer: PreTrainedTokenizerBase) -> Template:
         """The prompt as the user's turn in the tokenizer's chat template, with the beginning of the assistant's turn.
 

@@ -39,6 +39,15 @@ QWEN_VISION = {
     "spatial_merge_size": 2,
     "temporal_patch_size": 2,
 }
+QFORMER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "encoder_hidden_size": 32,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
 TILES = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
 WHOLE = {"height": SIDE, "width": SIDE}
 
@@ -57,6 +66,21 @@ def tiny_config(family: str, **text: Any) -> Any:
     clip, siglip = transformers.CLIPVisionConfig(**SQUARE), transformers.SiglipVisionConfig(**SQUARE)
     llama = transformers.LlamaConfig(**words)
     made = {
+        "blip-2": lambda: transformers.Blip2Config(
+            vision_config=SQUARE,
+            qformer_config=QFORMER,
+            text_config=transformers.OPTConfig(
+                vocab_size=400,
+                hidden_size=words["hidden_size"],
+                word_embed_proj_dim=words["hidden_size"],
+                ffn_dim=96,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                dropout=0.0,
+            ),
+            image_token_index=IMAGE,
+            num_query_tokens=4,
+        ),
         "llava": lambda: transformers.LlavaConfig(vision_config=clip, text_config=llama, image_token_index=IMAGE),
         "llava_next": lambda: transformers.LlavaNextConfig(
             vision_config=clip, text_config=llama, image_token_index=IMAGE, image_grid_pinpoints=TILES
@@ -103,6 +127,7 @@ def tiny_processor(family: str) -> Any:
     qwen = "Qwen2VL", {**limits, "patch_size": PATCH, "merge_size": 2, "temporal_patch_size": 2}
     idefics = {"size": {"longest_edge": SIDE}, "max_image_size": {"longest_edge": SIDE}}
     name, options = {
+        "blip-2": ("Blip", {"size": WHOLE}),
         "llava": ("CLIP", shortest),
         "llava_next": ("LlavaNext", {**shortest, "image_grid_pinpoints": TILES}),
         "qwen2_vl": qwen,

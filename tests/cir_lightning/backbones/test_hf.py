@@ -7,7 +7,8 @@ import torch
 from fakes.lvlms import IMAGE, SIDE, write_lvlm
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoImageProcessor, AutoModel, LlamaConfig
+from transformers import AutoImageProcessor, AutoModel, CLIPImageProcessorPil, LlamaConfig, LlavaModel
+from transformers import Blip2ForConditionalGeneration as Blip2
 
 from cir_lightning.backbones.hf import FAMILIES, HFLVLM
 from cir_lightning.backbones.lora import LoRA
@@ -26,7 +27,7 @@ def lvlm(request, tmp_path_factory):
     family = request.param
     folder = write_lvlm(family, tmp_path_factory.mktemp(family))
     side = 2 * SIDE if family == "llava_next" else SIDE
-    lvlm = HFLVLM(str(folder), dtype="float32", image_size=side)
+    lvlm = HFLVLM(str(folder), dtype="float32", image_size=side, tiles=family == "llava_next")
     lvlm.build()
     return lvlm.eval(), folder, family
 
@@ -37,8 +38,8 @@ def pixels(lvlm, count=2):
 
 
 def own_forward(folder, family, images, rows):
-    """The family's base model on token ids with placeholders, and its own pixels."""
-    base = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    """The family's model on token ids with placeholders, and its own pixels."""
+    base = (Blip2 if family == "blip-2" else AutoModel).from_pretrained(folder, dtype=torch.float32).eval()
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
     options = {"do_image_splitting": False} if family in {"smolvlm", "idefics3"} else {}
     nested = [[picture] for picture in pictures] if options else pictures
@@ -52,7 +53,8 @@ def own_forward(folder, family, images, rows):
     if family in {"gemma3", "paligemma"}:
         given["token_type_ids"] = (ids == IMAGE).long() if family == "gemma3" else torch.zeros_like(ids)
     with torch.no_grad():
-        return ids, mask, base(input_ids=ids, attention_mask=mask, **given).last_hidden_state
+        out = base(input_ids=ids, attention_mask=mask, **given, output_hidden_states=family == "blip-2")
+    return ids, mask, out.language_model_outputs.hidden_states[-1] if family == "blip-2" else out.last_hidden_state
 
 
 def test_a_query_is_read_as_by_the_familys_own_forward(lvlm):
@@ -69,17 +71,35 @@ def test_a_query_is_read_as_by_the_familys_own_forward(lvlm):
     torch.testing.assert_close(found * mask[..., None], expected * mask[..., None], atol=1e-5, rtol=0)
 
 
+def test_llava_next_in_one_view_is_llava(tmp_path):
+    folder = write_lvlm("llava_next", tmp_path)
+    lvlm = HFLVLM(str(folder), dtype="float32", image_size=SIDE)
+    lvlm.build()
+    images = pixels(lvlm)
+    base = LlavaModel.from_pretrained(folder, config=lvlm.base.config, dtype=torch.float32).eval()
+    processor = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    given = processor(images=[image.permute(1, 2, 0).numpy() for image in images], return_tensors="pt")
+    with torch.no_grad():
+        expected = torch.stack(list(base.get_image_features(given["pixel_values"]).pooler_output))
+    torch.testing.assert_close(lvlm.vision.look(images), expected, atol=1e-6, rtol=0)
+    assert lvlm.tower.patches == 16
+
+
 def test_patch_features_are_what_the_projector_reads(lvlm):
     lvlm, _, family = lvlm
     images = pixels(lvlm, 3)
     features = lvlm.tower(images)
     assert features.dtype == torch.float16
     assert features.shape == (3, lvlm.tower.patches, lvlm.tower.width)
-    assert lvlm.tower.patches == {"llava_next": 5 * 16, "internvl": 4}.get(family, 16)
+    assert lvlm.tower.patches == {"llava_next": 5 * 16, "internvl": 4, "blip-2": 1 + 16}.get(family, 16)
     torch.testing.assert_close(lvlm.tower(images[1:2]), features[1:2], atol=2e-3, rtol=2e-3)
     assert (features[0] - features[1]).abs().max() > 0.05
     assert lvlm.vision.width == {"qwen3_vl": 3}.get(family, 1) * lvlm.width
     assert lvlm.tower.key != lvlm.vision.key
+
+
+def targets(family):
+    return ("q_proj", "v_proj", "fc1") if family == "blip-2" else LoRA().targets
 
 
 @pytest.mark.parametrize("native", [False, True])
@@ -89,7 +109,9 @@ def test_every_trained_parameter_gets_a_gradient(lvlm, native, checkpointing):
     hole = "{vision}" if native else "{image}"
     torch.manual_seed(0)
     encoder = IntentEncoder(
-        HFLVLM(str(lvlm[1]), dtype="float32", image_size=lvlm[0].tower.image_size, lora=LoRA(4), gradient_checkpointing=checkpointing),
+        HFLVLM(
+            str(lvlm[1]), dtype="float32", image_size=SIDE, lora=LoRA(4, targets=targets(lvlm[2])), gradient_checkpointing=checkpointing
+        ),
         None if native else Resampler(4, 32, depth=1, heads=4),
         soft_prompt=PromptPool(6, 1, chosen=2),
         query_template=f"{hole}{{soft}} Edit: {{caption}}:",
@@ -104,7 +126,7 @@ def test_every_trained_parameter_gets_a_gradient(lvlm, native, checkpointing):
         assert parameter.dtype == torch.float32, name
         if "lora_B" in name:  # starts at 0, where lora_A has no gradient
             torch.nn.init.normal_(parameter, std=0.1)
-    images = pixels(lvlm[0], 8)
+    images = pixels(encoder, 8)
     sight = encoder.see(encoder.tower(images), encoder.vision(images) if native else None)
     query = encoder.encode_query(sight.at(torch.arange(4)), ["but red", "in blue", "as a circle", "red"])
     loss = InfoNCE()(query, encoder.encode_target(sight.at(torch.arange(4, 8))), torch.arange(4)) + sight.pull.mean()
@@ -120,7 +142,7 @@ def test_an_embedding_does_not_depend_on_its_batch(lvlm):
     lvlm, folder, _ = lvlm
     torch.manual_seed(0)
     encoder = IntentEncoder(
-        HFLVLM(str(folder), dtype="float32", image_size=lvlm.tower.image_size),
+        HFLVLM(str(folder), dtype="float32", image_size=lvlm.tower.image_size, tiles=lvlm.tiles),
         Resampler(4, 32, depth=1, heads=4),
         soft_prompt=PromptPool(6, 1, chosen=2),
         query_template="{vision}{image}{soft} Edit: {caption}:",
@@ -197,7 +219,11 @@ def test_a_model_that_asks_for_its_own_code(tmp_path):
 
 def test_a_model_that_is_no_lvlm(tmp_path):
     LlamaConfig(num_hidden_layers=1).save_pretrained(tmp_path)
-    assert "is a 'llama', which is no LVLM known here; known are llava, llava_next, qwen2_vl" in refused(tmp_path)
+    assert "is a 'llama', which is no LVLM known here; known are blip-2, llava, llava_next" in refused(tmp_path)
+
+
+def test_tiles_are_llava_nexts(tmp_path):
+    assert "backbone.tiles is of LLaVA-1.6, and " in refused(write_lvlm("llava", tmp_path), tiles=True)
 
 
 def test_damaged_and_incomplete_weights(tmp_path):
