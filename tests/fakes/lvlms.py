@@ -52,6 +52,9 @@ TILES = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
 WHOLE = {"height": SIDE, "width": SIDE}
 
 
+CHAT = "{% for m in messages %}<u>{{ m['content'] }}</u>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+
+
 def sections(words: dict[str, Any]) -> list[int]:
     """How many of a head's pairs rotate with time, height and width."""
     pairs = words["hidden_size"] // words["num_attention_heads"] // 2
@@ -151,6 +154,7 @@ def write_lvlm(family: str, folder: Path, seed: int = 0, **text: Any) -> Path:
     model.save_pretrained(folder)
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"pad_token": tokenizer.pad_token or "<pad>"})
+    tokenizer.chat_template = CHAT
     tokenizer.save_pretrained(folder)
     tiny_processor(family).save_pretrained(folder)
     return folder
