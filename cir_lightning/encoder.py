@@ -188,9 +188,9 @@ class IntentEncoder(Encoder):
         self.projection = nn.Linear(self.backbone.width, self.width) if self.projected_width else nn.Identity()
         self.query_template, self.target_template = map(self._finished, (self.query_template, self.target_template))
         self.residual = nn.Linear(self.tower.width, self.width) if self.with_residual else None
-        words: Tensor = self.backbone.llm.get_input_embeddings().weight.float()  # type: ignore[assignment]
-        self.register_buffer("word_mean", words.mean(0), persistent=False)
-        self.register_buffer("word_scale", (words - words.mean(0)).std(), persistent=False)
+        mean, scale = _statistics(self.backbone.llm.get_input_embeddings())
+        self.register_buffer("word_mean", mean, persistent=False)
+        self.register_buffer("word_scale", scale, persistent=False)
 
     def _finished(self, template: Template) -> Template:
         template = template.around(*self.backbone.around)
@@ -249,3 +249,12 @@ class IntentEncoder(Encoder):
     def _as_words(self, tokens: Tensor) -> Tensor:
         """Tokens of unit variance -> the place and scale of the LLM's own token embeddings; elsewhere the LLM cannot read them."""
         return tokens * self.word_scale + self.word_mean
+
+
+def _statistics(embed: nn.Module) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and standard deviation () of an LLM's token embeddings around it, float32, without a copy of the table."""
+    weight: Tensor = embed.weight  # type: ignore[assignment]
+    factor = getattr(embed, "embed_scale", 1.0)  # Gemma's embedding multiplies
+    mean = weight.mean(0, dtype=torch.float32)
+    squares = [(rows.float() - mean).square().sum() for rows in weight.split(8192)]  # type: ignore[no-untyped-call]
+    return mean * factor, (torch.stack(squares).sum() / weight.numel()).sqrt() * factor

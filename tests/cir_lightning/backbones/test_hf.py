@@ -183,6 +183,18 @@ def test_a_quantised_base_trains_its_adapters(family, quantisation, kind, tmp_pa
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize(
+    ("options", "update"), [({"alpha": 8}, 8 / 4), ({"alpha": 8, "rslora": True}, 8 / 2), ({"alpha": 8, "dora": True}, 8 / 4)]
+)
+def test_adapters_are_scaled_as_asked(options, update, tmp_path):
+    lvlm = HFLVLM(str(write_lvlm("llava", tmp_path)), dtype="float32", image_size=SIDE, lora=LoRA(4, **options))
+    lvlm.build()
+    layer = lvlm.llm.layers[0].self_attn.q_proj
+    assert layer.scaling["default"] == update
+    assert bool(layer.use_dora["default"]) is options.get("dora", False)
+    assert ("lora_magnitude_vector" in {name.split(".")[0] for name, _ in layer.named_parameters()}) is options.get("dora", False)
+
+
 def test_a_model_without_an_lm_head_on_disk_is_read_too(tmp_path):
     folder = write_lvlm("llava", tmp_path / "whole")
     base = AutoModel.from_pretrained(folder)
