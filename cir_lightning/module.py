@@ -6,6 +6,7 @@ Shapes: B batch, E embedding.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -98,7 +99,7 @@ class CIRModule(LightningModule):
     def configure_model(self) -> None:
         """Read the weights, once."""
         if not self._built:
-            with self.trainer.strategy.tensor_init_context():  # on the process' own device from the first
+            with self.trainer.strategy.tensor_init_context() if self._trainer else nullcontext():  # on the process' own device at once
                 self.encoder.build()
             self._built = True
             if self.init_from:
