@@ -82,6 +82,7 @@ class Encoder(nn.Module, ABC):
         width: embedding size E.
         tower: the frozen vision tower, after :meth:`build`; its features are the input of everything else.
         vision: gives the LVLM's own visual tokens, after :meth:`build`; None if they are not wanted.
+        quantised: whether weights are of 4 or 8 bits, which no strategy can shard.
         standardise: after :meth:`build`.
     """
 
@@ -90,6 +91,7 @@ class Encoder(nn.Module, ABC):
     tower: VisionTower
     vision: VisionTower | None
     standardise: Standardiser
+    quantised: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,7 +156,7 @@ class IntentEncoder(Encoder):
         residual: bool = False,
     ) -> None:
         super().__init__()
-        self.backbone, self.connector, self.soft_prompt = backbone, connector, soft_prompt
+        self.backbone, self.connector, self.soft_prompt, self.quantised = backbone, connector, soft_prompt, backbone.quantised
         self.query_template = Template(query_template, "model.encoder.query_template", positions)
         self.target_template = Template(target_template, "model.encoder.target_template", positions)
         if positions == "answer" and not chat:

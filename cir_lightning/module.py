@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
 from cir_lightning.cache import FeatureCache
@@ -121,6 +122,11 @@ class CIRModule(LightningModule):
             raise UserError(
                 f"trainer.precision={self.trainer.precision!r} would round the trained float32 weights at every step, so that small "
                 "updates are lost; use bf16-mixed"
+            )
+        if self.encoder.quantised and not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+            raise UserError(
+                f"backbone.quantisation does not go with trainer.strategy={type(self.trainer.strategy).__name__}, which shards weights; "
+                "use ddp, where every process has all of them, or set quantisation to none"
             )
         self._check_protocols(stage)
         self.configure_model()  # Lightning calls it after setup, which already needs the tower

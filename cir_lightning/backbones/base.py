@@ -55,6 +55,7 @@ class Backbone(nn.Module, ABC):
         tower: the frozen vision tower, after :meth:`build`.
         vision: gives the visual tokens that the LVLM itself was trained with, (B, V, D) and perhaps more columns, for the template hole
             ``{vision}``; after :meth:`build`, None if it has none.
+        quantised: whether its base weights are of 4 or 8 bits, which no strategy can shard.
         around: text that it was trained to read before and after its visual tokens.
         llm: the language model without its head, after :meth:`build`; its base weights are frozen.
         tokenizer: the language model's, after :meth:`build`.
@@ -62,6 +63,7 @@ class Backbone(nn.Module, ABC):
 
     tower: VisionTower
     vision: VisionTower | None
+    quantised: bool = False
     around: tuple[str, str] = ("", "")
     llm: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase

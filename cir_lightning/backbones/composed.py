@@ -96,6 +96,7 @@ class ComposedLVLM(Backbone):
         super().__init__()
         self.eyes = Checkpoint(vision, vision_revision, dtype=dtype)
         self.words = Checkpoint(llm, llm_revision, dtype=dtype, quantisation=quantisation)
+        self.quantised = quantisation != "none"
         self.image_size, self.lora, self.gradient_checkpointing = image_size, lora, gradient_checkpointing
 
     def build(self) -> None:

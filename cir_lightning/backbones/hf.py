@@ -171,6 +171,7 @@ class HFLVLM(Backbone):
     ) -> None:
         super().__init__()
         self.checkpoint = Checkpoint(model, revision, dtype=dtype, quantisation=quantisation)
+        self.quantised = quantisation != "none"
         self.image_size, self.tiles, self.lora, self.gradient_checkpointing = image_size, tiles, lora, gradient_checkpointing
 
     def build(self) -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from fakes.build import tiny_encoder, tiny_module, tiny_trainer
 from fakes.tiny import TinyCIR
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from cir_lightning.callbacks import LastCheckpoint, best_checkpoint
 from cir_lightning.loss import InfoNCE
@@ -148,6 +150,14 @@ def test_stopped_in_a_validation_it_goes_on_to_the_same_checkpoints(tmp_path, mo
 def test_rounding_precisions_are_refused(tmp_path, precision):
     with pytest.raises(UserError, match=rf"trainer\.precision='{precision}' would round .* use bf16-mixed"):
         tiny_trainer(tmp_path, max_steps=1, precision=precision).fit(tiny_module(), datamodule=TinyCIR(str(tmp_path)))
+
+
+def test_quantised_weights_are_never_sharded():
+    module = tiny_module()
+    module.encoder.quantised = True
+    module._trainer = SimpleNamespace(strategy=ModelParallelStrategy(), precision="32-true")
+    with pytest.raises(UserError, match=r"backbone\.quantisation does not go with trainer\.strategy=ModelParallelStrategy, which shards"):
+        module.setup("fit")
 
 
 def test_mixed_precision_trains_float32_weights(tmp_path):
