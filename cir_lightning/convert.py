@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,6 +22,7 @@ from data_modules.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -128,7 +128,9 @@ def _map(file: Path) -> dict[str, Tensor]:
             return load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except UnpicklingError as error:
-        raise UserError(f"{file} holds more than tensors and is not opened, since that could run its code; get a safetensors copy") from error
+        raise UserError(
+            f"{file} holds more than tensors and is not opened, since that could run its code; get a safetensors copy"
+        ) from error
     except (OSError, RuntimeError, ValueError, EOFError, SafetensorError) as error:
         raise UserError(f"{file} cannot be read: it is cut off, damaged or from before torch 1.6; download it again") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
@@ -144,7 +146,9 @@ def check_source(source: Source, pieces: Iterable[Piece]) -> None:
     """
     expected = {piece.source: piece.source_shape for piece in pieces}
     found = {name: shape for name, (_, shape) in source.about.items()}
-    wrong = [f"{name} is {found[name]} instead of {expected[name]}" for name in expected if found.get(name, expected[name]) != expected[name]]
+    wrong = [
+        f"{name} is {found[name]} instead of {expected[name]}" for name in expected if found.get(name, expected[name]) != expected[name]
+    ]
     differences = {"missing": sorted(set(expected) - set(found)), "unknown": sorted(set(found) - set(expected)), "of another shape": wrong}
     if any(differences.values()):
         parts = [f"{len(names)} {kind}, first {names[0]}" for kind, names in differences.items() if names]
@@ -191,7 +195,7 @@ def _blocks(header: bytes, tensors: Iterable[Tensor]) -> Iterator[bytes | memory
     yield len(header).to_bytes(8, "little")
     yield header
     for tensor in tensors:
-        yield memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())
+        yield tensor.contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def checksum(path: Path, read: Callable[[int], object]) -> str | None:

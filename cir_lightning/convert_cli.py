@@ -1,4 +1,4 @@
-"""``cir convert``: checkpoints that current transformers cannot read, rewritten into folders that backbones read. No code of theirs runs."""
+"""``cir convert``: checkpoints that transformers cannot read, rewritten into folders that backbones read. No code of theirs runs."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def resize_positions(positions: Tensor, count: int) -> Tensor:
     old, new = math.isqrt(len(positions)), math.isqrt(count)
     if old == new:
         return positions
-    grid = positions.float().unflatten(0, (old, old)).permute(2, 0, 1)[None]
+    grid = positions.float().view(old, old, -1).permute(2, 0, 1)[None]
     resized = F.interpolate(grid, (new, new), mode="bicubic", align_corners=False)
     return resized[0].flatten(1).T.to(positions.dtype)
 
@@ -139,7 +139,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, Dv) -> (B, N, Dv)."""
-        q, k, v = self.attn["in_proj"](self.ln_1(x)).unflatten(-1, (self.heads, 3, -1)).permute(3, 0, 2, 1, 4)
+        q, k, v = self.attn["in_proj"](self.ln_1(x)).view(*x.shape[:2], self.heads, 3, -1).permute(3, 0, 2, 1, 4)
         x = x + self.attn["out_proj"](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         out: Tensor = x + self.mlp(self.ln_2(x))
         return out
@@ -153,15 +153,12 @@ class QwenViT(nn.Module):
         self.conv1 = nn.Conv2d(3, sizes.width, sizes.patch_size, sizes.patch_size, bias=False)
         self.positional_embedding = nn.Parameter(torch.randn(POSITIONS, sizes.width) / math.sqrt(sizes.width))
         self.ln_pre = nn.LayerNorm(sizes.width, eps=EPS)
-        self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(Block(sizes) for _ in range(sizes.layers))})
+        self.transformer = nn.ModuleDict({"resblocks": nn.Sequential(*(Block(sizes) for _ in range(sizes.layers)))})
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, 3, S, S) of the weights' dtype -> patch features (B, N, Dv), row by row."""
         x = self.conv1(pixels).flatten(2).transpose(1, 2)
-        x = self.ln_pre(x + resize_positions(self.positional_embedding, x.shape[1]))
-        for block in self.transformer["resblocks"]:  # type: ignore[union-attr]
-            x = block(x)
-        out: Tensor = x
+        out: Tensor = self.transformer["resblocks"](self.ln_pre(x + resize_positions(self.positional_embedding, x.shape[1])))
         return out
 
 
@@ -324,7 +321,9 @@ class QwenVLChat(Backbone):
             self.tokenizer = PreTrainedTokenizerFast.from_pretrained(llm)
             self.llm = Qwen2Model.from_pretrained(llm, dtype=self.dtype, use_cache=False)
         except (OSError, ValueError, SafetensorError) as error:
-            raise UserError(f"{llm} cannot be read ({_first_line(error)}); run cir convert qwen-vl-chat again, which verifies it") from error
+            raise UserError(
+                f"{llm} cannot be read ({_first_line(error)}); run cir convert qwen-vl-chat again, which verifies it"
+            ) from error
         self._build_vision(converted)
         self.llm.requires_grad_(requires_grad=False)
         if self.gradient_checkpointing:

@@ -1,4 +1,4 @@
-"""``cir convert qwen-vl-chat SRC DST``: the published Qwen-VL-Chat checkpoint -> the folder that :mod:`cir_lightning.backbones.qwen_vl` reads.
+"""``cir convert qwen-vl-chat SRC DST``: the published checkpoint -> the folder that :class:`QwenVLChat` reads.
 
 DST gets ``llm/`` (config, shards with an index, fast tokenizer: a folder that ``transformers.Qwen2ForCausalLM`` loads),
 ``vision.safetensors``, ``connector.safetensors`` and, last of all, ``config.json`` with sizes, source and checksums. Tensors keep their
@@ -263,7 +263,9 @@ def _write_file(file: Path, weights: Source, pieces: Mapping[str, Piece], wrote:
 
 def _check_room(target: Path, needed: int) -> None:
     if (free := shutil.disk_usage(target).free) < needed:
-        raise UserError(f"{target}: {needed / 1e9:.1f} GB are to be written and {free / 1e9:.1f} GB are free; make room or choose another disk")
+        raise UserError(
+            f"{target}: {needed / 1e9:.1f} GB are to be written and {free / 1e9:.1f} GB are free; make room or choose another disk"
+        )
 
 
 def _write_small_files(folder: Path, settings: Settings, vocabulary: list[bytes], *, plan: Plan, total: int) -> None:
