@@ -105,7 +105,7 @@ def read_settings(folder: Path) -> Settings:
         settings = Settings(_as_qwen2(config), vision, int(visual.get("n_queries", QUERIES)), int(visual["image_start_id"]))
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}; give the folder into which Qwen/Qwen-VL-Chat was downloaded") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is no config of Qwen-VL-Chat ({error!r}); give the folder into which it was downloaded") from error
     if wrong:
         raise UserError(f"{file}: {', '.join(wrong)} is not as in Qwen-VL-Chat, and only that model is converted; use its own checkpoint")
@@ -167,7 +167,7 @@ def _connector_piece(name: str, shape: tuple[int, ...]) -> Piece:
     return Piece(shape, f"transformer.visual.{inside}{name}")
 
 
-def plan_files(parts: Mapping[str, Mapping[str, Piece]], size: Callable[[Piece], int], limit: int = SHARD) -> Plan:
+def plan_files(parts: Mapping[str, Mapping[str, Piece]], size: Callable[[Piece], int], limit: int) -> Plan:
     """Files of at most ``limit`` bytes for the LLM, and one each for ViT and resampler.
 
     Args:
@@ -205,7 +205,7 @@ def convert(source: Path, target: Path) -> str:
     weights, parts = Source(source), layout(settings)
     check_source(weights, [piece for pieces in parts.values() for piece in pieces.values()])
     settings.llm.dtype = weights.about[OTHER_NAMES["lm_head.weight"]][0]
-    plan = plan_files(parts, lambda piece: byte_size(weights, piece))
+    plan = plan_files(parts, lambda piece: byte_size(weights, piece), SHARD)
     try:
         target.mkdir(parents=True, exist_ok=True)
         with FileLock(target / ".lock", timeout=0):
