@@ -1,11 +1,11 @@
 """A Qwen-VL-Chat checkpoint of tiny size in the published layout, from tensors that the original modelling code made.
 
 How ``golden/qwen_vl_tiny.safetensors`` came into being: ``modeling_qwen.py``, ``visual.py`` and ``configuration_qwen.py`` of
-Qwen/Qwen-VL-Chat (blobs a91d553e and ca267439 of a public mirror; another mirror's copy has the same arithmetic) ran on torch 2.13 and
-transformers 5.23 in float32, with random weights rounded to bfloat16. Patched there: torchvision's transforms (not used), the method
-``get_head_mask`` that transformers dropped, heads of 10 in the resampler instead of 128 wide ones, and ``encode`` given pixels instead of
-paths. The file holds the state dict (``state.*``, bfloat16), the config (metadata), uint8 pixels of three sides, the ViT's features, the
-resampler's tokens, token ids and hidden states.
+Qwen/Qwen-VL-Chat ran on torch 2.13 and transformers 5.23 in float32, with random weights rounded to bfloat16. They were read from the
+public mirror Immerso-AIIP-Ltd/Qwen-VL-Chat at 4582d23; the copy in peace-zy/Qwen-VL at e3898dd has the same arithmetic. Patched:
+torchvision's transforms (not used) and the method ``get_head_mask`` that transformers dropped were replaced by stubs, heads of the
+resampler are 10 wide instead of 128, and ``encode`` was given pixels instead of paths. The file holds the state dict (``state.*``,
+bfloat16), the config (metadata), uint8 pixels of three sides, the ViT's features, the resampler's tokens, token ids and hidden states.
 
 ``golden/qwen_tokens.json``: a small vocabulary, and the ids that tiktoken 0.14.0 gives with the original pattern after NFC.
 """

@@ -31,7 +31,7 @@ def tiny(monkeypatch):
 @pytest.fixture
 def shards(monkeypatch):
     """The LLM in several files."""
-    monkeypatch.setattr(qwen_vl_convert, "SHARD", 100_000)
+    monkeypatch.setattr(qwen_vl_convert, "SHARD", 60_000)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_every_tensor_arrives_unchanged_in_its_own_dtype(tmp_path, shards, dtype
     index = json.loads((target / "llm" / "model.safetensors.index.json").read_text())
     files = sorted(p.name for p in (target / "llm").glob("*.safetensors"))
     assert files == sorted(set(index["weight_map"].values()))
-    assert len(files) == 3
+    assert len(files) > 1
     llm = {name: tensor for file in files for name, tensor in load_file(target / "llm" / file).items()}
     assert set(llm) == set(index["weight_map"])
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in llm.values())
@@ -95,7 +95,7 @@ def test_an_interrupted_conversion_goes_on(tmp_path, source, shards, monkeypatch
     with monkeypatch.context() as patch:
         written = stop_after(9, patch)
         assert main(command) == 0
-    assert len(written) == 3  # the LLM's third file, ViT, resampler
+    assert len(written) == 4  # two more of the LLM, ViT, resampler
     assert [file.stat().st_mtime_ns for file in first] == times
     assert not killed.exists()
     assert not (target / "progress.json").exists()
