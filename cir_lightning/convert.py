@@ -198,15 +198,16 @@ def _blocks(header: bytes, tensors: Iterable[Tensor]) -> Iterator[bytes | memory
         yield tensor.contiguous().flatten().view(torch.uint8).numpy().data
 
 
-def checksum(path: Path, read: Callable[[int], object]) -> str | None:
-    """SHA-256 of a file, None if there is none; ``read`` is called with numbers of bytes."""
+def checksum(path: Path, read: Callable[[int], object] | None = None) -> str | None:
+    """SHA-256 of a file, None if there is none; ``read`` is called with numbers of bytes, for a progress bar."""
     if not path.is_file():
         return None
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK):
             digest.update(block)
-            read(len(block))
+            if read is not None:
+                read(len(block))
     return digest.hexdigest()
 
 

@@ -214,8 +214,8 @@ def convert(source: Path, target: Path) -> str:
     except Timeout as error:
         raise UserError(f"another process is converting into {target}; wait for it") from error
     except OSError as error:
-        what = error.filename or target
-        raise UserError(f"cannot write {what}: {error.strerror}; make room or choose another folder, the same command goes on") from error
+        what, why = error.filename or target, error.strerror or error
+        raise UserError(f"cannot write {what}: {why}; make room or choose another folder, the same command goes on") from error
 
 
 def _check_ids(settings: Settings, vocabulary: list[bytes], source: Path) -> None:
@@ -238,19 +238,20 @@ def _fill(target: Path, settings: Settings, vocabulary: list[bytes], *, weights:
     sizes = {name: sum(byte_size(weights, piece) for piece in pieces.values()) for name, pieces in plan.items()}
     with tqdm(total=sum(sizes.values()), desc="convert", unit="B", unit_scale=True) as bar:
         known: Any = record.get("files", {})
-        done = {name: known[name] for name in plan if name in known and checksum(target / name, bar.update) == known[name]}
-        if (target / CONFIG).is_file() and len(done) == len(plan):
-            return f"{target} was complete already: all {len(plan)} weights files are as they were written"
-        (target / CONFIG).unlink(missing_ok=True)
+        done = {name: known[name] for name in known if checksum(target / name, bar.update) == known[name]}
+        if (target / CONFIG).is_file() and len(done) == len(known):
+            return f"{target} was complete already: all {len(done)} files are as they were written"
         _check_room(target, sum(size for name, size in sizes.items() if name not in done))
-        _write_small_files(target / LLM, settings, vocabulary, plan=plan, total=sum(s for n, s in sizes.items() if n.startswith(LLM)))
+        write_json(target / PROGRESS, {"source": digest, "files": done})
+        (target / CONFIG).unlink(missing_ok=True)
+        done |= _write_small_files(target, settings, vocabulary, plan=plan, sizes=sizes)
         for name in [name for name in plan if name not in done]:
             done[name] = _write_file(target / name, weights, plan[name], bar.update)
             write_json(target / PROGRESS, {"source": digest, "files": done})
     check_written(target, weights, plan)
     about = {"format": FORMAT, "vision": asdict(settings.vision), "queries": settings.queries, "source": digest, "files": done}
     write_json(target / CONFIG, about)
-    (target / PROGRESS).unlink(missing_ok=True)
+    (target / PROGRESS).unlink()
     count = sum(len(pieces) for pieces in plan.values())
     return f"{target}: {len(weights.about)} tensors became {count} in {len(plan)} files, {sum(sizes.values()) / 1e9:.2f} GB, verified"
 
@@ -268,10 +269,16 @@ def _check_room(target: Path, needed: int) -> None:
         )
 
 
-def _write_small_files(folder: Path, settings: Settings, vocabulary: list[bytes], *, plan: Plan, total: int) -> None:
+def _write_small_files(
+    target: Path, settings: Settings, vocabulary: list[bytes], *, plan: Plan, sizes: Mapping[str, int]
+) -> dict[str, str | None]:
+    """Write the LLM's config, tokenizer and index; return their checksums."""
+    folder, prefix = target / LLM, f"{LLM}/"
     folder.mkdir(exist_ok=True)
     fast_tokenizer(vocabulary).save_pretrained(folder)
     settings.llm.save_pretrained(folder)
-    shards = {name.removeprefix(f"{LLM}/"): pieces for name, pieces in plan.items() if name.startswith(f"{LLM}/")}
+    shards = {name.removeprefix(prefix): pieces for name, pieces in plan.items() if name.startswith(prefix)}
+    total = sum(size for name, size in sizes.items() if name.startswith(prefix))
     index = {"metadata": {"total_size": total}, "weight_map": {name: shard for shard, pieces in shards.items() for name in pieces}}
     write_json(folder / "model.safetensors.index.json", index)
+    return {f"{prefix}{file.name}": checksum(file) for file in sorted(folder.glob("*.json"))}

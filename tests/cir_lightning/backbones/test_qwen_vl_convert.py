@@ -106,21 +106,39 @@ def test_an_interrupted_conversion_goes_on(tmp_path, source, shards, monkeypatch
     assert all((other / name).read_bytes() == (target / name).read_bytes() for name in names)
 
 
-def test_a_finished_conversion_is_verified_and_mended(tmp_path, source, capsys):
+def test_a_finished_conversion_is_verified_and_mended(tmp_path, source, monkeypatch, capsys):
     target = tmp_path / "target"
     command = ["convert", "qwen-vl-chat", str(source), str(target)]
     assert main(command) == 0
     assert capsys.readouterr().out == f"{target}: 61 tensors became 69 in 3 files, 0.00 GB, verified\n"
     assert main(command) == 0
-    assert "was complete already: all 3 weights files are as they were written" in capsys.readouterr().out
+    assert "was complete already: all 7 files are as they were written" in capsys.readouterr().out
+    tokenizer = target / "llm" / "tokenizer.json"
+    tokenizer.unlink()
+    assert main(command) == 0
+    assert tokenizer.is_file()
     vision = target / "vision.safetensors"
     good = vision.read_bytes()
     vision.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))  # one bit
-    with pytest.MonkeyPatch.context() as patch:
+    with monkeypatch.context() as patch:
+        stop_after(0, patch)
+        assert main(command) == 130
+    with pytest.raises(UserError, match="no finished conversion"):
+        QwenVLChat(str(target)).build()
+    with monkeypatch.context() as patch:
         written = stop_after(9, patch)
         assert main(command) == 0
     assert [path.name.split(".")[1] for path in written] == ["vision"]
     assert vision.read_bytes() == good
+
+
+def test_interrupted_before_the_first_file(tmp_path, source, monkeypatch):
+    command = ["convert", "qwen-vl-chat", str(source), str(tmp_path / "target")]
+    with monkeypatch.context() as patch:
+        patch.setattr(qwen_vl_convert, "fast_tokenizer", lambda vocabulary: sys.exit(9))
+        with pytest.raises(SystemExit):
+            main(command)
+    assert main(command) == 0
 
 
 def test_one_source_file_is_mapped_at_a_time(source, tmp_path, monkeypatch):
