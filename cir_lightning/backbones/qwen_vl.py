@@ -1,8 +1,8 @@
 """The original Qwen-VL-Chat: ViT-bigG, a resampler of 256 queries and Qwen-7B, from a folder that ``cir convert qwen-vl-chat`` made.
 
 The published checkpoint brings its own modelling code, which current transformers no longer runs. Here its tensors are read into native
-modules and no code of a checkpoint is ever executed. Equality with the original code was proven in float32 at tiny size; **the real size,
-9.66 B parameters, is unrun**: only its tensor names, shapes and number of parameters were held against the published index.
+modules and no code of a checkpoint is ever executed. Equality with the original code was proven in float32 at tiny size. **The real
+weights, 9.66 B parameters, are unrun**: only names, shapes and the number of parameters were held against the published index.
 
 What differs from the original: its dynamic NTK scaling of rotary positions and its log-n scaling of attention, which act beyond 2,048
 tokens only and then also only outside of training, are left out; so up to 2,048 tokens nothing differs. Original pictures are squashed to
@@ -270,7 +270,7 @@ class QwenVision(VisionTower):
 
 
 class QwenVLChat(Backbone):
-    """Qwen-VL-Chat from a converted folder; unrun at real size.
+    """Qwen-VL-Chat from a converted folder; unrun with its real weights.
 
     Args:
         folder: what ``cir convert qwen-vl-chat SRC FOLDER`` wrote.
