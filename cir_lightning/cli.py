@@ -12,6 +12,7 @@ COMMANDS = {
     "test": "score on the test split:  cir test --ckpt_path runs/emoji",
     "predict": "write ranked lists:       cir predict --ckpt_path runs/emoji",
     "data": "get a benchmark:          cir data download fashioniq",
+    "convert": "convert a checkpoint:     cir convert qwen-vl-chat SRC DST",
 }
 USAGE_ERROR, STOPPED = 2, 130
 
@@ -81,6 +82,10 @@ def _dispatch(argv: list[str]) -> int:
             from cir_lightning.data_cli import run as run_data
 
             return run_data(argv[1:])
+        if argv[0] == "convert":
+            from cir_lightning.convert_cli import run as run_convert
+
+            return run_convert(argv[1:])
         from cir_lightning.lightning_cli import run
 
         run(argv)
