@@ -76,7 +76,7 @@ class Backbone(nn.Module, ABC):
     def build(self) -> None:
         """Read the weights and make ``tower``, ``llm`` and ``tokenizer``."""
 
-    def read(self, embeds: Tensor, mask: Tensor, seen: Tensor, vision: Tensor | None) -> Tensor:  # noqa: ARG002 - for LVLMs that have some
+    def read(self, embeds: Tensor, mask: Tensor, seen: Tensor, vision: Tensor | None) -> Tensor:
         """The LLM's last hidden states (B, L, D).
 
         Args:
@@ -85,7 +85,9 @@ class Backbone(nn.Module, ABC):
             seen: (B, L) bool, where the native visual tokens belong; ``embeds`` says nothing there.
             vision: what :attr:`vision` gave; None if ``seen`` is False everywhere.
         """
-        hidden: Tensor = self.llm(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
+        if vision is not None:
+            embeds = embeds.masked_scatter(seen[..., None], vision.to(embeds.dtype))
+        hidden: Tensor = self.llm(inputs_embeds=embeds.to(self.llm.dtype), attention_mask=mask).last_hidden_state
         return hidden
 
     @property

@@ -70,6 +70,8 @@ class Checkpoint:
         from transformers import AutoTokenizer
 
         tokenizer: PreTrainedTokenizerBase = self._read(AutoTokenizer, "a tokenizer")
+        if not tokenizer("picture", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one where files are missing
+            raise UserError(f"{self.name} has no tokenizer, or one that knows no words; get its files again")
         return tokenizer
 
     def image_processor(self) -> Any:

@@ -115,7 +115,3 @@ class ComposedLVLM(Backbone):
             checkpoint_activations(self.llm)
         if self.lora is not None:
             self.lora.add_to(self.llm)
-
-    def read(self, embeds: Tensor, mask: Tensor, seen: Tensor, vision: Tensor | None) -> Tensor:
-        """See :class:`~cir_lightning.backbones.base.Backbone`."""
-        return super().read(embeds.to(self.llm.dtype), mask, seen, vision)

@@ -210,8 +210,7 @@ class HFLVLM(Backbone):
         """See :class:`~cir_lightning.backbones.base.Backbone`."""
         base: Any = self.base
         if self.family.whole:
-            embeds = embeds if vision is None else embeds.masked_scatter(seen[..., None], vision.to(embeds.dtype))
-            return super().read(embeds.to(base.dtype), mask, seen, vision)
+            return super().read(embeds, mask, seen, vision)
         ids = torch.where(seen, self._image_token, 0)
         here = self.llm.get_input_embeddings()(torch.full((), self._image_token, device=embeds.device))
         options: dict[str, Any] = {}

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from cir_lightning.backbones.base import Backbone, VisionTower
+from cir_lightning.backbones.checkpoints import Checkpoint, Quantisation
 from cir_lightning.backbones.mini import checkpoint_activations, quiet_transformers
 from cir_lightning.connector import Connector
 from data_modules.errors import UserError
@@ -277,6 +278,7 @@ class QwenVLChat(Backbone):
         lora: the adapters on the LLM; None for a frozen LLM.
         image_size: S, a multiple of the patch side 14. The checkpoint was trained at 448; other sides interpolate positions.
         dtype: of the frozen weights. Adapters are float32 in any case.
+        quantisation: of the frozen LLM by bitsandbytes: ``nf4`` (4 bits), ``int8``, or ``none``.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
 
     Attributes:
@@ -288,6 +290,7 @@ class QwenVLChat(Backbone):
     """
 
     vision: QwenVision
+    around = ("<img>", "</img>")
 
     def __init__(
         self,
@@ -296,11 +299,14 @@ class QwenVLChat(Backbone):
         image_size: int = 448,
         *,
         dtype: Literal["bfloat16", "float32"] = "bfloat16",
+        quantisation: Quantisation = "none",
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.folder, self.lora, self.image_size = folder, lora, image_size
-        self.dtype: torch.dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
+        self.words = Checkpoint(str(Path(folder) / LLM), dtype=dtype, quantisation=quantisation)
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.quantised = quantisation != "none"
         self.gradient_checkpointing = gradient_checkpointing
 
     def build(self) -> None:
@@ -309,21 +315,15 @@ class QwenVLChat(Backbone):
         Raises:
             UserError: the folder is no finished conversion or is damaged, or the picture's side is no multiple of a patch's.
         """
-        from transformers import PreTrainedTokenizerFast, Qwen2Model
-
         converted = read_converted(self.folder)
         patch = converted.vision.patch_size
         if self.image_size < patch or self.image_size % patch:
             raise UserError(f"backbone.image_size={self.image_size} is no multiple of the patch side {patch}; set 448, as in training")
         quiet_transformers()
-        llm = converted.folder / LLM
         try:
-            self.tokenizer = PreTrainedTokenizerFast.from_pretrained(llm)
-            self.llm = Qwen2Model.from_pretrained(llm, dtype=self.dtype, use_cache=False)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise UserError(
-                f"{llm} cannot be read ({_first_line(error)}); run cir convert qwen-vl-chat again, which verifies it"
-            ) from error
+            self.tokenizer, self.llm = self.words.tokenizer(), self.words.load()
+        except UserError as error:
+            raise UserError(f"{error}; run cir convert qwen-vl-chat again, which verifies it") from error
         self._build_vision(converted)
         self.llm.requires_grad_(requires_grad=False)
         if self.gradient_checkpointing:

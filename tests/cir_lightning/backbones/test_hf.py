@@ -249,6 +249,13 @@ def test_damaged_and_incomplete_weights(tmp_path):
     assert f"cannot read weights of '{folder}' (this folder; " in refused(folder)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "preprocessor_config.json", "config.json"])
+def test_missing_files(name, tmp_path):
+    folder = write_lvlm("qwen2_5_vl", tmp_path)
+    (folder / name).unlink()
+    assert str(folder) in refused(folder, dtype="float32", image_size=SIDE)
+
+
 def test_adapters_that_match_nothing(tmp_path):
     folder = write_lvlm("llava", tmp_path)
     assert "lora.targets=['c_attn'] match no layer; this model has ['down_proj'" in refused(folder, lora=LoRA(4, targets=("c_attn",)))

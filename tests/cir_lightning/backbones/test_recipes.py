@@ -6,6 +6,7 @@ import shutil
 import pytest
 import yaml
 from fakes.lvlms import SIDE, write_lvlm
+from fakes.qwen import HEAD, checkpoint
 from fakes.shoes import write_shoes
 
 from cir_lightning.cli import main, recipe_folder
@@ -75,3 +76,18 @@ def test_every_lvlm_has_the_same_keys():
         settings.append(config)
         assert {"dtype", "quantisation", "gradient_checkpointing", "lora"} < set(backbone)
     assert all(one == settings[0] for one in settings)
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_qwen_vl_chat(native, folder, monkeypatch):
+    """From the published layout: converted, trained and tested, with its own visual tokens and with its own adapter as the Connector."""
+    monkeypatch.setattr("cir_lightning.backbones.qwen_vl.HEAD", HEAD)
+    assert main(["convert", "qwen-vl-chat", str(checkpoint(folder / "source")), str(folder / "model")]) == 0
+    model = "--model.encoder.init_args.backbone.init_args.folder=model"
+    options = [word for word in words("qwen-vl-chat", folder, "small.yaml") if "init_args.model=" not in word] + [model]
+    templates = {"query_template": "{vision}{soft} Modify: {caption}:", "target_template": "{vision}{soft} Picture:"}
+    if native:
+        (folder / "native.yaml").write_text(yaml.safe_dump({"model": {"encoder": {"init_args": {"connector": None, **templates}}}}))
+        options += ["--config", "native.yaml"]
+    assert main(["fit", *options, "--model.encoder.init_args.backbone.init_args.image_size=24"]) == 0
+    assert main(["test", "--ckpt_path", "runs/shoes"]) == 0
