@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+LARGEST = 65504.0  # of float16
+
+
+def to_half(features: Tensor) -> Tensor:
+    """Features in float16; what is larger than its largest number becomes that, as an infinity would make everything NaN."""
+    return features.clamp(-LARGEST, LARGEST).half()
+
+
 class VisionTower(nn.Module, ABC):
     """A frozen picture encoder whose output never changes, so that it is computed once per picture (:mod:`cir_lightning.cache`).
 

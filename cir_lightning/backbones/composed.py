@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from cir_lightning.backbones.base import Backbone, VisionTower
+from cir_lightning.backbones.base import Backbone, VisionTower, to_half
 from cir_lightning.backbones.checkpoints import Checkpoint, Quantisation
 from cir_lightning.backbones.mini import checkpoint_activations, quiet_transformers
 from data_modules.errors import UserError
@@ -51,7 +51,7 @@ class PatchTower(VisionTower):
     def forward(self, pixels: Tensor) -> Tensor:
         """See :class:`~cir_lightning.backbones.base.VisionTower`."""
         hidden: Tensor = self._run(pixels).last_hidden_state
-        return hidden[:, -self.patches :].half()
+        return to_half(hidden[:, -self.patches :])
 
     @torch.no_grad()
     def _run(self, pixels: Tensor) -> Any:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from cir_lightning.backbones.base import Backbone, VisionTower
+from cir_lightning.backbones.base import Backbone, VisionTower, to_half
 from cir_lightning.backbones.checkpoints import Checkpoint, Quantisation
 from cir_lightning.backbones.mini import checkpoint_activations, quiet_transformers
 from data_modules.errors import UserError
@@ -110,7 +110,7 @@ class Vision(VisionTower):
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
         """See :class:`~cir_lightning.backbones.base.VisionTower`."""
-        return self.look(pixels).half()
+        return to_half(self.look(pixels))
 
     def look(self, pixels: Tensor) -> Tensor:
         """As :meth:`forward`, not rounded."""

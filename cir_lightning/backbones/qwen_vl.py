@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
-from cir_lightning.backbones.base import Backbone, VisionTower
+from cir_lightning.backbones.base import Backbone, VisionTower, to_half
 from cir_lightning.backbones.checkpoints import Checkpoint, Quantisation
 from cir_lightning.backbones.mini import checkpoint_activations, quiet_transformers
 from cir_lightning.connector import Connector
@@ -43,7 +43,6 @@ EPS = 1e-6  # of every LayerNorm
 POSITIONS = 256  # the ViT's, whatever the picture's side; they are interpolated
 HEAD = 128  # width of a head of the resampler
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
-LARGEST = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True)
@@ -253,7 +252,7 @@ class QwenTower(VisionTower):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """See :class:`~cir_lightning.backbones.base.VisionTower`."""
-        return _to_half(self.features(pixels))
+        return to_half(self.features(pixels))
 
 
 class QwenVision(VisionTower):
@@ -267,7 +266,7 @@ class QwenVision(VisionTower):
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
         """See :class:`~cir_lightning.backbones.base.VisionTower`."""
-        return _to_half(self.resampler(self.tower.features(pixels)))
+        return to_half(self.resampler(self.tower.features(pixels)))
 
 
 class QwenVLChat(Backbone):
@@ -360,8 +359,3 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 def _first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0][:200]
-
-
-def _to_half(x: Tensor) -> Tensor:
-    """Round to float16, with what does not fit as its largest number: one infinity would make every token of the picture NaN."""
-    return x.clamp(-LARGEST, LARGEST).half()

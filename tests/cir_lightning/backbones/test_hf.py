@@ -15,7 +15,7 @@ from cir_lightning.backbones.lora import LoRA
 from cir_lightning.connector import Resampler
 from cir_lightning.encoder import IntentEncoder
 from cir_lightning.loss import InfoNCE
-from cir_lightning.prompt_pool import PromptPool
+from cir_lightning.prompt_pool import NoPrompt, PromptPool
 from data_modules.errors import UserError
 
 PADDING = 2
@@ -136,6 +136,36 @@ def test_every_trained_parameter_gets_a_gradient(lvlm, native, checkpointing):
             assert parameter.grad is not None, name
             assert parameter.grad.isfinite().all(), name
             assert parameter.grad.abs().max() > 0, name
+
+
+def test_checkpointing_changes_no_gradient(lvlm):
+    """The visual tokens are handed in for the length of the forward pass; what is recomputed in the backward pass must see them, too."""
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        backbone = HFLVLM(
+            str(lvlm[1]), dtype="float32", image_size=SIDE, lora=LoRA(4, targets=targets(lvlm[2])), gradient_checkpointing=checkpointing
+        )
+        encoder = IntentEncoder(
+            backbone,
+            None,
+            soft_prompt=NoPrompt(),
+            query_template="{vision} Edit: {caption}:",
+            target_template="{vision} Picture:",
+            width=16,
+        )
+        encoder.build()
+        encoder.train()
+        generator = torch.Generator().manual_seed(1)
+        for name, parameter in encoder.named_parameters():
+            if "lora_B" in name:
+                parameter.data = torch.randn(parameter.shape, generator=generator)
+        images = pixels(encoder, 2)
+        sight = encoder.see(encoder.tower(images), encoder.vision(images))
+        (encoder.encode_query(sight, ["but red", "in blue, larger"]) * encoder.encode_target(sight).roll(1, 0)).sum().backward()
+        gradients.append({name: p.grad for name, p in encoder.named_parameters() if p.requires_grad})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4, msg=name)
 
 
 def test_an_embedding_does_not_depend_on_its_batch(lvlm):

@@ -162,7 +162,7 @@ def test_keys_tell_side_dtype_and_kind_apart(one_folder):
 
 
 def test_what_float16_cannot_hold_does_not_become_infinite():
-    assert qwen_vl._to_half(torch.tensor([1e6, -1e6, 1.0])).tolist() == [65504, -65504, 1]
+    assert qwen_vl.to_half(torch.tensor([1e6, -1e6, 1.0])).tolist() == [65504, -65504, 1]
 
 
 @pytest.mark.parametrize(
