@@ -94,10 +94,9 @@ class Retriever:
         return [Match(str(gallery[i]), score) for score, i in zip(best.values.tolist()[:top], best.indices.tolist(), strict=False)]
 
     def _see(self, pictures: Sequence[str | PathLike[str]]) -> Sight:
-        tower, own = self.encoder.tower, self.encoder.vision
+        tower = self.encoder.tower
         pixels = torch.stack([to_tensor(load_image(Path(path)), tower.image_size, self.transform) for path in pictures])
-        pixels = pixels.to(tower.device)
-        return self.encoder.see(tower(pixels), None if own is None else own(pixels))
+        return self.encoder.look(pixels.to(tower.device))
 
 
 def _listed(pictures: Iterable[str | PathLike[str]]) -> list[str | PathLike[str]]:

@@ -105,6 +105,10 @@ class Encoder(nn.Module, ABC):
     def see(self, features: Tensor, vision: Tensor | None = None) -> Sight:
         """Turn patch features (B, N, Dv), and what :attr:`vision` gave, into tokens."""
 
+    def look(self, pixels: Tensor) -> Sight:
+        """Turn pictures (B, 3, S, S) uint8 into tokens."""
+        return self.see(self.tower.look(pixels), None if self.vision is None else self.vision.look(pixels))
+
     @abstractmethod
     def encode_query(self, sight: Sight, captions: Sequence[str]) -> Tensor:
         """Unit vectors (B, E) float32 of reference images with relative captions."""

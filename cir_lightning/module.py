@@ -23,6 +23,7 @@ from cir_lightning.retrieval.ranking import Ranking, rank_all
 from cir_lightning.weights import find_weights, read_weights
 from data_modules.collate import PictureBatch, QueryBatch, TripletBatch
 from data_modules.errors import UserError
+from data_modules.images import load_image, to_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -163,8 +164,15 @@ class CIRModule(LightningModule):
 
     def see(self, pictures: Tensor) -> Sight:
         """What the encoder sees in pictures (B,) long, positions in ``data.pictures``."""
+        if self.encoder.tower.trained:
+            return self.encoder.look(self._pixels(pictures).to(self.device))
         vision = None if self.vision is None else self.vision[self.feature_rows(pictures.cpu())].to(self.device)
         return self.encoder.see(self.features_of(pictures), vision)
+
+    def _pixels(self, pictures: Tensor) -> Tensor:
+        """The pictures (B, 3, S, S) uint8."""
+        chosen, side = [self.data.pictures[at] for at in pictures.tolist()], self.encoder.tower.image_size
+        return torch.stack([to_tensor(load_image(picture.path, picture.box), side, self.data.transform) for picture in chosen])
 
     def feature_rows(self, pictures: Tensor) -> Tensor:
         """Rows (B,) of ``features`` of pictures (B,) long, positions in ``data.pictures``.

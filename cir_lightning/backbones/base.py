@@ -27,6 +27,7 @@ class VisionTower(nn.Module, ABC):
     """A frozen picture encoder whose output never changes, so that it is computed once per picture (:mod:`cir_lightning.cache`).
 
     Attributes:
+        trained: whether it has adapters after all: then :meth:`look` is what the model sees, at every step anew.
         image_size: side S of the square input, pixels.
         patches: number of patches N.
         width: patch feature width Dv.
@@ -38,6 +39,12 @@ class VisionTower(nn.Module, ABC):
     patches: int
     width: int
     key: str
+    trained: bool = False
+
+    def look(self, pixels: Tensor) -> Tensor:
+        """As :meth:`forward`; of a trained tower with its adapters, with gradients and not rounded."""
+        out: Tensor = self(pixels)
+        return out
 
     @property
     def device(self) -> torch.device:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cir_lightning.backbones.base import Backbone, VisionTower, to_half
 from cir_lightning.backbones.checkpoints import Checkpoint, Quantisation
+from cir_lightning.backbones.lora import without_adapters
 from cir_lightning.backbones.mini import checkpoint_activations, quiet_transformers
 from data_modules.errors import UserError
 
@@ -35,6 +36,7 @@ class Family:
     Attributes:
         projector: the module whose first input, or ``encoder_hidden_states``, is the patch features.
         llm: the language model within the base model.
+        eyes: the vision transformer within the base model.
         nested: whether the image processor takes one list of pictures per sample.
         processor: options of the image processor that make one view of a picture.
         list_of_tokens: whether the forward pass wants the visual tokens as one tensor per picture.
@@ -45,6 +47,7 @@ class Family:
 
     projector: str = "multi_modal_projector"
     llm: str = "language_model"
+    eyes: str = "vision_tower"
     nested: bool = False
     processor: Mapping[str, Any] = field(default_factory=dict)
     list_of_tokens: bool = True
@@ -54,11 +57,11 @@ class Family:
 
 
 _ONE_VIEW = {"do_image_splitting": False}
-_QWEN = Family("visual.merger", around=("<|vision_start|>", "<|vision_end|>"))
+_QWEN = Family("visual.merger", eyes="visual", around=("<|vision_start|>", "<|vision_end|>"))
 _FAKE = "<fake_token_around_image>"
-_IDEFICS = Family("connector", "text_model", nested=True, processor=_ONE_VIEW, around=(f"{_FAKE}<global-img>", _FAKE))
+_IDEFICS = Family("connector", "text_model", "vision_model", nested=True, processor=_ONE_VIEW, around=(f"{_FAKE}<global-img>", _FAKE))
 FAMILIES: dict[str, Family] = {
-    "blip-2": Family("qformer", "language_model.model", whole=True),
+    "blip-2": Family("qformer", "language_model.model", "vision_model", whole=True),
     "llava": Family(),
     "llava_next": Family(),
     "qwen2_vl": _QWEN,
@@ -92,12 +95,23 @@ class Vision(VisionTower):
         image_size: side S of the input pictures, pixels.
         key: of the checkpoint.
         native: whether to give the projector's output, (B, V, D) and D more columns for each deep-stacked level, not its input.
+        trained: whether the vision transformer has adapters.
     """
 
-    def __init__(self, base: nn.Module, family: Family, processor: Any, *, image_size: int, key: str, native: bool = False) -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        family: Family,
+        processor: Any,
+        *,
+        image_size: int,
+        key: str,
+        native: bool = False,
+        trained: bool = False,
+    ) -> None:
         super().__init__()
         self._borrowed = (base,)
-        self.family, self.processor, self.image_size, self.native = family, processor, image_size, native
+        self.family, self.processor, self.image_size, self.native, self.trained = family, processor, image_size, native, trained
         self.key = f"{key}-{image_size}px-{'tokens' if native else 'patches'}"
         probe = self(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8))
         self.patches, self.width = probe.shape[1:]
@@ -109,11 +123,16 @@ class Vision(VisionTower):
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
-        """See :class:`~cir_lightning.backbones.base.VisionTower`."""
-        return to_half(self.look(pixels))
+        """See :class:`~cir_lightning.backbones.base.VisionTower`; without adapters, so that what is cached never changes."""
+        with without_adapters(self._borrowed[0].get_submodule(self.family.eyes)):
+            return to_half(self.run(pixels))
 
     def look(self, pixels: Tensor) -> Tensor:
-        """As :meth:`forward`, not rounded."""
+        """See :class:`~cir_lightning.backbones.base.VisionTower`."""
+        return self.run(pixels) if self.trained else self.forward(pixels)
+
+    def run(self, pixels: Tensor) -> Tensor:
+        """What the family computes, not rounded."""
         base, entered = self._borrowed[0], []
         inputs = self._inputs(pixels, next(base.parameters()))
         hook = base.get_submodule(self.family.projector).register_forward_pre_hook(
@@ -154,6 +173,8 @@ class HFLVLM(Backbone):
         dtype: of the frozen weights; adapters and new modules are float32.
         quantisation: of the frozen LLM by bitsandbytes: ``nf4`` (4 bits), ``int8``, or ``none``.
         lora: the adapters; None for a frozen LLM.
+        vision_lora: adapters on the vision transformer, too, whose layers have names of their own (CLIP and SigLIP: q_proj, k_proj,
+            v_proj, out_proj, fc1, fc2; Qwen: qkv, proj). Pictures then go through it at every step, and no cache saves that.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
     """
 
@@ -167,9 +188,11 @@ class HFLVLM(Backbone):
         dtype: Literal["bfloat16", "float32"] = "bfloat16",
         quantisation: Quantisation = "none",
         lora: LoRA | None = None,
+        vision_lora: LoRA | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.vision_lora = vision_lora
         self.checkpoint = Checkpoint(model, revision, dtype=dtype, quantisation=quantisation)
         self.quantised = quantisation != "none"
         self.image_size, self.tiles, self.lora, self.gradient_checkpointing = image_size, tiles, lora, gradient_checkpointing
@@ -199,12 +222,24 @@ class HFLVLM(Backbone):
         self.tokenizer = self.checkpoint.tokenizer()
         self._image_token = int(config.image_token_id)
         size, key, processor = self.image_size or _default_size(config), self.checkpoint.key(), self.checkpoint.image_processor()
-        self.tower = Vision(self.base, self.family, processor, image_size=size, key=key)
-        self.vision = Vision(self.base, self.family, processor, image_size=size, key=key, native=True)
+        if self.vision_lora is not None:
+            self.vision_lora.add_to(self.base.get_submodule(self.family.eyes))
+        options: dict[str, Any] = {"image_size": size, "key": key, "trained": self.vision_lora is not None}
+        self.tower = Vision(self.base, self.family, processor, **options)
+        self.vision = Vision(self.base, self.family, processor, **options, native=True)
+        if self.vision_lora is not None:
+            self._freeze_unread_layers()
         if self.gradient_checkpointing:
             checkpoint_activations(self.llm)
         if self.lora is not None:
             self.lora.add_to(self.llm)
+
+    def _freeze_unread_layers(self) -> None:
+        """Take the adapters of layers that no feature comes from, such as LLaVA's last one, out of training: DDP would stop at them."""
+        self.tower.look(torch.zeros(1, 3, self.tower.image_size, self.tower.image_size, dtype=torch.uint8)).float().sum().backward()
+        for parameter in self.base.get_submodule(self.family.eyes).parameters():
+            parameter.requires_grad_(parameter.grad is not None)
+            parameter.grad = None
 
     def read(self, embeds: Tensor, mask: Tensor, seen: Tensor, vision: Tensor | None) -> Tensor:
         """See :class:`~cir_lightning.backbones.base.Backbone`."""

@@ -60,7 +60,7 @@ def own_forward(folder, family, images, rows):
 def test_a_query_is_read_as_by_the_familys_own_forward(lvlm):
     lvlm, folder, family = lvlm
     images = pixels(lvlm)
-    vision = lvlm.vision.look(images)
+    vision = lvlm.vision.run(images)
     tokens = vision.shape[1]
     rows = [[5, 6, *[IMAGE] * tokens, 7, 8, 9, 10], [11, *[IMAGE] * tokens, 12]]
     ids, mask, expected = own_forward(folder, family, images, rows)
@@ -81,7 +81,7 @@ def test_llava_next_in_one_view_is_llava(tmp_path):
     given = processor(images=[image.permute(1, 2, 0).numpy() for image in images], return_tensors="pt")
     with torch.no_grad():
         expected = torch.stack(list(base.get_image_features(given["pixel_values"]).pooler_output))
-    torch.testing.assert_close(lvlm.vision.look(images), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(lvlm.vision.run(images), expected, atol=1e-6, rtol=0)
     assert lvlm.tower.patches == 16
 
 
@@ -136,6 +136,29 @@ def test_every_trained_parameter_gets_a_gradient(lvlm, native, checkpointing):
             assert parameter.grad is not None, name
             assert parameter.grad.isfinite().all(), name
             assert parameter.grad.abs().max() > 0, name
+
+
+def test_adapters_on_the_vision_transformer(tmp_path):
+    folder = write_lvlm("llava", tmp_path)
+    vision_lora = LoRA(4, targets=("q_proj", "fc1"))
+    lvlm = HFLVLM(str(folder), dtype="float32", image_size=SIDE, vision_lora=vision_lora)
+    lvlm.build()
+    trained = {name: p for name, p in lvlm.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * 2 * 2  # layers, adapted layers of each, A and B; LLaVA reads the last layer but one
+    assert all(name.startswith("base.vision_tower.") for name in trained)
+    images = pixels(lvlm)
+    before = lvlm.tower(images)
+    torch.testing.assert_close(lvlm.tower.look(images).half(), before)
+    for name, parameter in trained.items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    assert torch.equal(lvlm.tower(images), before)  # what is cached is the frozen tower's
+    seen = lvlm.tower.look(images)
+    assert (seen - before).abs().max() > 0.1
+    (seen.square().sum() + lvlm.vision.look(images).square().sum()).backward()
+    for name, parameter in lvlm.named_parameters():
+        reached = parameter.grad is not None and bool(parameter.grad.abs().max() > 0)
+        assert reached is (name in trained), name
 
 
 def test_checkpointing_changes_no_gradient(lvlm):

@@ -57,6 +57,18 @@ def test_an_lvlm_is_trained_and_tested_without_pickles_of_its_base(name, folder)
     assert main(["predict", "--ckpt_path", "runs/shoes"]) == 0
 
 
+def test_a_trained_vision_transformer_is_scored_as_it_was_validated(folder, capsys):
+    """Its pictures go through it anew; the cache has those of the frozen one."""
+    write_lvlm("qwen2_5_vl", folder / "model")
+    adapters = {"rank": 4, "targets": ["qkv", "proj", "gate_proj"]}
+    config = {"model": {"lora_lr": 0.05, "encoder": {"init_args": {"backbone": {"init_args": {"vision_lora": adapters}}}}}}
+    (folder / "vision.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", *words("qwen2.5-vl", folder, "small.yaml", "vision.yaml")]) == 0
+    after_training = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  CIR-LVLM")]
+    assert main(["test", "--ckpt_path", "runs/shoes/checkpoints/last.ckpt"]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("  CIR-LVLM")] == after_training
+
+
 @pytest.mark.parametrize("name", ["qwen2.5-vl", "internvl3", "paligemma2"])
 def test_zero_shot(name, folder):
     write_lvlm({"internvl3": "internvl", "paligemma2": "paligemma"}.get(name, "qwen2_5_vl"), folder / "model")
