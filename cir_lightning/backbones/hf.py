@@ -236,7 +236,7 @@ class HFLVLM(Backbone):
 
     def _freeze_unread_layers(self) -> None:
         """Take the adapters of layers that no feature comes from, such as LLaVA's last one, out of training: DDP would stop at them."""
-        self.tower.look(torch.zeros(1, 3, self.tower.image_size, self.tower.image_size, dtype=torch.uint8)).float().sum().backward()
+        self.tower.look(torch.zeros(1, 3, self.tower.image_size, self.tower.image_size, dtype=torch.uint8)).float().sum().backward()  # type: ignore[no-untyped-call]
         for parameter in self.base.get_submodule(self.family.eyes).parameters():
             parameter.requires_grad_(parameter.grad is not None)
             parameter.grad = None
