@@ -126,7 +126,7 @@ class IntentEncoder(Encoder):
         query_template: task prompt of the query side, with ``{image}`` or ``{vision}``, ``{caption}`` and perhaps ``{soft}``. Wording: our
             choice.
         target_template: task prompt of the target side, without ``{caption}``. Wording: our choice.
-        pooling: of the last hidden states.
+        pooling: of the last hidden states; ``eos`` and ``cls`` only of text encoders that were trained with it.
         width: embedding size E. Our choice.
         residual: add a linear map of the mean patch features to the pooled hidden state, on both sides. Our choice, off in the paper.
     """
@@ -145,7 +145,7 @@ class IntentEncoder(Encoder):
         soft_prompt: SoftPrompt,
         query_template: str = "{image}{soft} Edit: {caption}:",
         target_template: str = "{image}{soft} Picture:",
-        pooling: Literal["weighted_mean", "mean", "last"] = "weighted_mean",
+        pooling: Literal["weighted_mean", "mean", "last", "eos", "cls"] = "weighted_mean",
         width: int = 256,
         residual: bool = False,
     ) -> None:
@@ -172,6 +172,11 @@ class IntentEncoder(Encoder):
     def build(self) -> None:
         """Read the backbone's weights and create what is trained."""
         self.backbone.build()
+        if self.pooling in {"eos", "cls"} and self.pooling != (own := self.backbone.own_pooling):
+            raise UserError(
+                f"model.encoder.pooling={self.pooling!r} is not how {type(self.backbone).__name__} was trained; set weighted_mean, mean, "
+                f"last{f' or {own}' if own else ''}"
+            )
         self.tower = self.backbone.tower
         self.vision = self._native_tokens()
         self.standardise = Standardiser(self.tower.width)
@@ -215,7 +220,8 @@ class IntentEncoder(Encoder):
     def _encode(self, template: Template, sight: Sight, captions: Sequence[str] | None) -> Tensor:
         embed, vision = self.backbone.llm.get_input_embeddings(), sight.vision if template.has_vision else None
         length = 0 if vision is None else vision.shape[1]
-        embeds, mask, seen = template.fill(embed, self.backbone.tokenizer, sight.image, sight.soft, captions, length)
+        ends = self.backbone.ends
+        embeds, mask, seen = template.fill(embed, self.backbone.tokenizer, sight.image, sight.soft, captions, length, ends)
         hidden = self.backbone.read(embeds, mask, seen, vision)
         vector = self.projection(pool(hidden, mask, self.pooling))
         if self.residual is not None:

@@ -6,7 +6,7 @@ Shapes: B pictures, N patches, Dv patch feature width, S picture side in pixels,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
@@ -57,12 +57,17 @@ class Backbone(nn.Module, ABC):
             ``{vision}``; after :meth:`build`, None if it has none.
         llm: the language model without its head, after :meth:`build`; its base weights are frozen.
         tokenizer: the language model's, after :meth:`build`.
+        ends: token ids that every sequence begins and ends with, after :meth:`build`; None for what suits an LLM, see
+            :meth:`cir_lightning.template.Template.fill`.
+        own_pooling: the position that the model was itself trained to be pooled at, after :meth:`build`; None for an LLM.
     """
 
     tower: VisionTower
     vision: VisionTower | None
     llm: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    ends: tuple[list[int], list[int]] | None = None
+    own_pooling: Literal["eos", "cls"] | None = None
 
     def __init__(self) -> None:
         super().__init__()
