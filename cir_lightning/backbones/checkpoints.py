@@ -78,24 +78,24 @@ class Checkpoint:
         from transformers import AutoModel
 
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModel.from_config(self.config())
+            model: PreTrainedModel = AutoModel.from_config(self.config())  # type: ignore[no-untyped-call]
         return model
 
-    def load(self, keep: Sequence[str] = ()) -> PreTrainedModel:
-        """The model without its head, in evaluation mode, on torch's default device.
+    def load(self, keep: Sequence[str] = (), reader: str = "AutoModel") -> PreTrainedModel:
+        """The model, in evaluation mode, on torch's default device.
 
         Args:
             keep: names of parts that are not quantised.
+            reader: the class of transformers that knows the model's form; the default reads it without its head.
 
         Raises:
             UserError: weights are missing or damaged, or bitsandbytes is needed and not installed.
         """
-        from transformers import AutoModel
+        import transformers
 
         options: dict[str, Any] = {"config": self.config(), "dtype": getattr(torch, self.dtype), "output_loading_info": True}
-        model, found = self._read(
-            AutoModel, "weights", device_map={"": torch.get_default_device()}, quantization_config=self._quantised(keep), **options
-        )
+        options |= {"device_map": {"": torch.get_default_device()}, "quantization_config": self._quantised(keep)}
+        model, found = self._read(getattr(transformers, reader), "weights", **options)
         if missing := sorted(found["missing_keys"]):
             raise UserError(f"{self.name} lacks {len(missing)} tensors of its model, the first of them {missing[0]}; get its files again")
         if wrong := sorted(found["mismatched_keys"]):
@@ -121,7 +121,7 @@ class Checkpoint:
         if self.quantisation == "none":
             return None
         try:
-            import bitsandbytes  # type: ignore[import-untyped] # noqa: F401
+            import bitsandbytes  # noqa: F401
         except ImportError as error:
             raise UserError(
                 f"backbone.quantisation={self.quantisation!r} needs the package bitsandbytes; pip install bitsandbytes"
