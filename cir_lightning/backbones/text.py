@@ -71,7 +71,7 @@ class TextEncoder(Backbone):
         if length > limit:
             raise UserError(
                 f"a template with its caption and prompt tokens has {length} tokens and {type(self).__name__} reads {limit}; shorten the "
-                "caption (data.max_caption_words refuses long ones beforehand), or lower the Connector's queries or the soft prompt's tokens"
+                "caption (data.max_caption_words refuses long ones beforehand), or lower the Connector's queries or the soft prompt"
             )
         given = embeds.to(self.llm.dtype).clone()  # BLIP-2 adds its positions in place
         hook = self.llm.get_input_embeddings().register_forward_hook(lambda *_: given)
