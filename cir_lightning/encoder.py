@@ -131,7 +131,6 @@ class IntentEncoder(Encoder):
         residual: add a linear map of the mean patch features to the pooled hidden state, on both sides. Our choice, off in the paper.
     """
 
-    label = "CIR-LVLM"
     word_mean: Tensor
     word_scale: Tensor
     projection: nn.Linear
@@ -150,7 +149,7 @@ class IntentEncoder(Encoder):
         residual: bool = False,
     ) -> None:
         super().__init__()
-        self.backbone, self.connector, self.soft_prompt = backbone, connector, soft_prompt
+        self.backbone, self.connector, self.soft_prompt, self.label = backbone, connector, soft_prompt, backbone.label
         self.query_template = Template(query_template, "model.encoder.query_template")
         self.target_template = Template(target_template, "model.encoder.target_template")
         if not self.query_template.has_caption:

@@ -52,6 +52,7 @@ class Backbone(nn.Module, ABC):
     """A checkpoint: vision tower + LLM + tokenizer. Cheap to construct; :meth:`build` reads the weights.
 
     Attributes:
+        label: the name in results tables of the method with this backbone.
         tower: the frozen vision tower, after :meth:`build`.
         vision: gives the visual tokens that the LVLM itself was trained with, (B, V, D) and perhaps more columns, for the template hole
             ``{vision}``; after :meth:`build`, None if it has none.
@@ -62,6 +63,7 @@ class Backbone(nn.Module, ABC):
         own_pooling: the position that the model was itself trained to be pooled at, after :meth:`build`; None for an LLM.
     """
 
+    label: str = "CIR-LVLM"
     tower: VisionTower
     vision: VisionTower | None
     llm: PreTrainedModel

@@ -34,6 +34,8 @@ class TextEncoder(Backbone):
         lora: the adapters; None for a frozen text encoder.
     """
 
+    label = "text encoder"
+
     def __init__(self, lora: LoRA | None = None) -> None:
         super().__init__()
         self.lora = lora

@@ -230,6 +230,10 @@ def refused(text):
     return str(error.value)
 
 
+def test_results_tables_do_not_call_it_an_lvlm(folders):
+    assert (encoder("clip", folders).label, tiny_encoder().label) == ("text encoder", "CIR-LVLM")
+
+
 def test_a_sequence_that_is_too_long(folders):
     whole = built_encoder("clip", folders)
     with pytest.raises(UserError, match=rf"has \d+ tokens and HFTextEncoder reads {POSITIONS}; shorten the caption"):
