@@ -132,14 +132,13 @@ class IntentEncoder(Encoder):
         query_template: task prompt of the query side, with ``{image}`` or ``{vision}``, ``{caption}`` and perhaps ``{soft}``. Wording: our
             choice.
         target_template: task prompt of the target side, without ``{caption}``. Wording: our choice.
-        pooling: of the last hidden states.
+        pooling: of the last hidden states; ``eos`` and ``cls`` only of text encoders that were trained with it.
         positions: which of them are pooled: all, those after the image, or where the assistant would answer (with ``chat``).
         chat: whether the task prompts are put into the LVLM's own chat template, as the user's turn.
         width: embedding size E; None for the pooled hidden state itself, without a trained projection. Our choice.
         residual: add a linear map of the mean patch features to the pooled hidden state, on both sides. Our choice, off in the paper.
     """
 
-    label = "CIR-LVLM"
     word_mean: Tensor
     word_scale: Tensor
     projection: nn.Linear | nn.Identity
@@ -153,7 +152,7 @@ class IntentEncoder(Encoder):
         soft_prompt: SoftPrompt,
         query_template: str = "{image}{soft} Edit: {caption}:",
         target_template: str = "{image}{soft} Picture:",
-        pooling: Literal["weighted_mean", "mean", "last"] = "weighted_mean",
+        pooling: Literal["weighted_mean", "mean", "last", "eos", "cls"] = "weighted_mean",
         positions: Positions = "all",
         chat: bool = False,
         width: int | None = 256,
@@ -161,6 +160,7 @@ class IntentEncoder(Encoder):
     ) -> None:
         super().__init__()
         self.backbone, self.connector, self.soft_prompt, self.quantised = backbone, connector, soft_prompt, backbone.quantised
+        self.label = backbone.label
         self.query_template = Template(query_template, "model.encoder.query_template", positions)
         self.target_template = Template(target_template, "model.encoder.target_template", positions)
         if positions == "answer" and not chat:
@@ -184,6 +184,11 @@ class IntentEncoder(Encoder):
     def build(self) -> None:
         """Read the backbone's weights and create what is trained."""
         self.backbone.build()
+        if self.pooling in {"eos", "cls"} and self.pooling != (own := self.backbone.own_pooling):
+            raise UserError(
+                f"model.encoder.pooling={self.pooling!r} is not how {type(self.backbone).__name__} was trained; set weighted_mean, mean, "
+                f"last{f' or {own}' if own else ''}"
+            )
         self.tower = self.backbone.tower
         self.vision = self._native_tokens()
         self.standardise = Standardiser(self.tower.width)
@@ -233,7 +238,7 @@ class IntentEncoder(Encoder):
     def _encode(self, template: Template, sight: Sight, captions: Sequence[str] | None) -> Tensor:
         embed, vision = self.backbone.llm.get_input_embeddings(), sight.vision if template.has_vision else None
         length = 0 if vision is None else vision.shape[1]
-        prompt = template.fill(embed, self.backbone.tokenizer, sight.image, sight.soft, captions, length)
+        prompt = template.fill(embed, self.backbone.tokenizer, sight.image, sight.soft, captions, length, self.backbone.ends)
         hidden = self.backbone.read(prompt.embeds, prompt.mask, prompt.seen, vision)
         vector: Tensor = self.projection(pool(hidden, prompt.pooled, self.pooling))
         if self.residual is not None:

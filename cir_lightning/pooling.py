@@ -1,4 +1,4 @@
-"""Pooling: the LLM's last hidden states -> one vector per sequence, whichever side the padding is on.
+"""Pooling: the last hidden states of an LLM or a text encoder -> one vector per sequence, whichever side the padding is on.
 
 Shapes: B batch, L sequence, D LLM width.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
-Pooling = Literal["weighted_mean", "mean", "last"]
+Pooling = Literal["weighted_mean", "mean", "last", "eos", "cls"]
 
 
 def pool(hidden: Tensor, mask: Tensor, how: Pooling) -> Tensor:
@@ -21,6 +21,8 @@ def pool(hidden: Tensor, mask: Tensor, how: Pooling) -> Tensor:
     * ``weighted_mean``: w_i = i. A causal LLM's later positions have read more. The paper's choice.
     * ``mean``: w_i = 1.
     * ``last``: w_n = 1, all others 0.
+    * ``eos``: as ``last``; how text encoders are pooled whose sequences end with a token made for it (CLIP).
+    * ``cls``: w_1 = 1, all others 0; likewise where they begin with one (BERT).
 
     Args:
         hidden: float (B, L, D), any precision; summed in float32.
@@ -38,6 +40,8 @@ def pool(hidden: Tensor, mask: Tensor, how: Pooling) -> Tensor:
         weights = position
     elif how == "mean":
         weights = real
+    elif how == "cls":
+        weights = (position == 1).long()
     else:
         weights = (position == position.amax(1, keepdim=True)).long()
     share = weights.float() / weights.sum(1, keepdim=True)

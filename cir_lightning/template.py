@@ -109,18 +109,21 @@ class Template:
         soft: Tensor,
         captions: Sequence[str] | None,
         vision: int = 0,
+        ends: tuple[list[int], list[int]] | None = None,
     ) -> Prompt:
         """The LLM's input.
 
         Args:
             embed: the LLM's token embedding.
-            tokenizer: the LLM's; a beginning-of-sequence token is put first if it has one (it takes the attention sink).
+            tokenizer: the LLM's.
             image: (B, Q, D) float, in the embedding's scale.
             soft: (B, T, D) float, in the embedding's scale; T may be 0.
             captions: B captions; None for a template without ``{caption}``.
             vision: V.
+            ends: token ids before and after everything; None puts the tokenizer's beginning-of-sequence token first, if it has one (it
+                takes the attention sink), and nothing last.
         """
-        start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        first, last = ends or ([] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id], [])
         marks = {"image": [_IMAGE] * image.shape[1], "soft": [_SOFT] * soft.shape[1], "vision": [_VISION] * vision}
         pieces: list[list[list[int]]] = []
         for part, is_hole in self.parts:
@@ -131,13 +134,13 @@ class Template:
                 ids = marks[part] if is_hole else tokenizer(part, add_special_tokens=False)["input_ids"]
                 pieces.append([ids] * len(image))
         pieces.append([tokenizer(self.answer, add_special_tokens=False)["input_ids"] if self.answer else []] * len(image))
-        rows = [torch.tensor(start + sum(row, [])) for row in zip(*pieces, strict=True)]  # noqa: RUF017 - six short lists
+        rows = [torch.tensor(first + sum(row, []) + last) for row in zip(*pieces, strict=True)]  # noqa: RUF017 - six short lists
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=_PAD).to(image.device)
         embeds = embed(ids.clamp_min(0)).to(image.dtype)
         embeds = embeds.masked_scatter((ids == _IMAGE)[..., None], image)
         embeds = embeds.masked_scatter((ids == _SOFT)[..., None], soft)
         real = ids != _PAD
-        return Prompt(embeds, real.long(), ids == _VISION, real & self._from(pieces, len(start), ids))
+        return Prompt(embeds, real.long(), ids == _VISION, real & self._from(pieces, len(first), ids))
 
     def _from(self, pieces: list[list[list[int]]], start: int, ids: Tensor) -> Tensor:
         """Which positions of ids (B, L) are not before the pooled ones, (B, L) bool."""

@@ -6,7 +6,7 @@ Shapes: B pictures, N patches, Dv patch feature width, S picture side in pixels,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
@@ -67,6 +67,7 @@ class Backbone(nn.Module, ABC):
     """A checkpoint: vision tower + LLM + tokenizer. Cheap to construct; :meth:`build` reads the weights.
 
     Attributes:
+        label: the name in results tables of the method with this backbone.
         tower: the frozen vision tower, after :meth:`build`.
         vision: gives the visual tokens that the LVLM itself was trained with, (B, V, D) and perhaps more columns, for the template hole
             ``{vision}``; after :meth:`build`, None if it has none.
@@ -74,14 +75,20 @@ class Backbone(nn.Module, ABC):
         around: text that it was trained to read before and after its visual tokens.
         llm: the language model without its head, after :meth:`build`; its base weights are frozen.
         tokenizer: the language model's, after :meth:`build`.
+        ends: token ids that every sequence begins and ends with, after :meth:`build`; None for what suits an LLM, see
+            :meth:`cir_lightning.template.Template.fill`.
+        own_pooling: the position that the model was itself trained to be pooled at, after :meth:`build`; None for an LLM.
     """
 
+    label: str = "CIR-LVLM"
     tower: VisionTower
     vision: VisionTower | None
     quantised: bool = False
     around: tuple[str, str] = ("", "")
     llm: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    ends: tuple[list[int], list[int]] | None = None
+    own_pooling: Literal["eos", "cls"] | None = None
 
     def __init__(self) -> None:
         super().__init__()

@@ -84,26 +84,29 @@ class Checkpoint:
 
         return self._read(AutoImageProcessor, "preprocessor_config.json", backend="pil")
 
-    def skeleton(self, *, head: bool = False) -> PreTrainedModel:
-        """The model, with or without its LM head, without weights, on the meta device."""
+    def skeleton(self, reader: str = "AutoModel") -> PreTrainedModel:
+        """The model without weights, on the meta device."""
+        import transformers
+
         with torch.device("meta"):
-            model: PreTrainedModel = _reader(head=head).from_config(self.config())
+            model: PreTrainedModel = getattr(transformers, reader).from_config(self.config())
         return model
 
-    def load(self, keep: Sequence[str] = (), *, head: bool = False) -> PreTrainedModel:
+    def load(self, keep: Sequence[str] = (), reader: str = "AutoModel") -> PreTrainedModel:
         """The model in evaluation mode, on torch's default device.
 
         Args:
             keep: names of parts that are not quantised.
-            head: with its LM head.
+            reader: the class of transformers that knows the model's form; the default reads it without its head.
 
         Raises:
             UserError: weights are missing or damaged, or bitsandbytes is needed and not installed.
         """
+        import transformers
+
         options: dict[str, Any] = {"config": self.config(), "dtype": getattr(torch, self.dtype), "output_loading_info": True}
-        model, found = self._read(
-            _reader(head=head), "weights", device_map={"": torch.get_default_device()}, quantization_config=self._quantised(keep), **options
-        )
+        options |= {"device_map": {"": torch.get_default_device()}, "quantization_config": self._quantised(keep)}
+        model, found = self._read(getattr(transformers, reader), "weights", **options)
         if missing := sorted(found["missing_keys"]):
             raise UserError(f"{self.name} lacks {len(missing)} tensors of its model, the first of them {missing[0]}; get its files again")
         if wrong := sorted(found["mismatched_keys"]):
@@ -158,9 +161,3 @@ class Checkpoint:
         where = "this folder" if Path(self.name).is_dir() else "it is neither a folder nor within reach on the hub"
         remedy = "" if Path(self.name).is_dir() else "; fetch it beforehand with hf download, then HF_HUB_OFFLINE=1 works, or give a folder"
         return f"cannot read {what} of {self.name!r} ({where}; {first[:200]}){remedy}"
-
-
-def _reader(*, head: bool) -> Any:
-    from transformers import AutoModel, AutoModelForImageTextToText
-
-    return AutoModelForImageTextToText if head else AutoModel

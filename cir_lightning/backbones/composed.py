@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from cir_lightning.backbones.base import Backbone, VisionTower, to_half
 from cir_lightning.backbones.checkpoints import Checkpoint, Quantisation
-from cir_lightning.backbones.mini import checkpoint_activations, quiet_transformers
+from cir_lightning.backbones.lora import adapt
+from cir_lightning.backbones.mini import quiet_transformers
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
@@ -110,8 +111,4 @@ class ComposedLVLM(Backbone):
         self.tower = PatchTower(model, self.eyes.image_processor(), image_size=size, key=self.eyes.key())
         self.llm = self.words.load()
         self.tokenizer = self.words.tokenizer()
-        self.llm.requires_grad_(requires_grad=False)
-        if self.gradient_checkpointing:
-            checkpoint_activations(self.llm)
-        if self.lora is not None:
-            self.lora.add_to(self.llm)
+        adapt(self.llm, self.lora, gradient_checkpointing=self.gradient_checkpointing)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from cir_lightning.backbones.base import Backbone, VisionTower, to_half
 from cir_lightning.backbones.checkpoints import Checkpoint, Quantisation
-from cir_lightning.backbones.lora import without_adapters
-from cir_lightning.backbones.mini import checkpoint_activations, quiet_transformers
+from cir_lightning.backbones.lora import adapt, without_adapters
+from cir_lightning.backbones.mini import quiet_transformers
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
@@ -212,11 +212,11 @@ class HFLVLM(Backbone):
             raise UserError(f"backbone.tiles is of LLaVA-1.6, and {self.checkpoint.name!r} is a {config.model_type!r}; set it to false")
         self.family = FAMILIES[config.model_type]
         self.around = self.family.around
-        head, first = self.family.whole, self.family.llm.split(".")[0]
-        if head and not config.use_decoder_only_language_model:
+        reader, first = "AutoModelForImageTextToText" if self.family.whole else "AutoModel", self.family.llm.split(".")[0]
+        if self.family.whole and not config.use_decoder_only_language_model:
             raise UserError(f"backbone.model={self.checkpoint.name!r} has an encoder-decoder LLM; use one on OPT, such as blip2-opt-2.7b")
-        keep = [name for name, _ in self.checkpoint.skeleton(head=head).named_children() if name != first]
-        self.base = self.checkpoint.load(keep, head=head)
+        keep = [name for name, _ in self.checkpoint.skeleton(reader).named_children() if name != first]
+        self.base = self.checkpoint.load(keep, reader)
         self.base.requires_grad_(requires_grad=False)
         self.llm = self.base.get_submodule(self.family.llm)  # type: ignore[assignment]
         self.tokenizer = self.checkpoint.tokenizer()
@@ -229,10 +229,7 @@ class HFLVLM(Backbone):
         self.vision = Vision(self.base, self.family, processor, **options, native=True)
         if self.vision_lora is not None:
             self._freeze_unread_layers()
-        if self.gradient_checkpointing:
-            checkpoint_activations(self.llm)
-        if self.lora is not None:
-            self.lora.add_to(self.llm)
+        adapt(self.llm, self.lora, gradient_checkpointing=self.gradient_checkpointing)
 
     def _freeze_unread_layers(self) -> None:
         """Take the adapters of layers that no feature comes from, such as LLaVA's last one, out of training: DDP would stop at them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_modules.errors import UserError
 
@@ -63,6 +63,19 @@ class LoRA:
         for name, parameter in llm.named_parameters():
             if "lora_" in name:
                 parameter.data = parameter.data.float()
+
+
+def adapt(llm: nn.Module, lora: LoRA | None, *, gradient_checkpointing: bool) -> None:
+    """Freeze a language model, with adapters or without, and make it ready to be trained through.
+
+    transformers loads models in evaluation mode, where they checkpoint nothing and drop nothing out, and Lightning leaves them in it.
+    """
+    llm.requires_grad_(requires_grad=False).train()
+    if gradient_checkpointing:  # transformers renamed the method in 5.23 and drops the old name in 6
+        enable: Any = getattr(llm, "activation_checkpointing_enable", None) or llm.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    if lora is not None:
+        lora.add_to(llm)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from cir_lightning.backbones.base import Backbone, VisionTower
+from cir_lightning.backbones.lora import adapt
 from cir_lightning.storage import create_folder
 from data_modules.errors import UserError
 from data_modules.folders import cache_root
@@ -128,12 +129,6 @@ def quiet_transformers() -> None:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def checkpoint_activations(llm: nn.Module) -> None:
-    """Recompute activations in the backward pass; transformers renamed the method in 5.23 and drops the old name in 6."""
-    enable: Any = getattr(llm, "activation_checkpointing_enable", None) or llm.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
-
-
 class MiniLVLM(Backbone):
     """EfficientNet-Lite0 + the first layers of SmolLM2-135M-Instruct with LoRA.
 
@@ -169,8 +164,4 @@ class MiniLVLM(Backbone):
         self.tower = EfficientNetLite0(self.image_size, self.grid)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.llm = LlamaModel.from_pretrained(folder, num_hidden_layers=self.layers, dtype=torch.float32, use_cache=False)
-        self.llm.requires_grad_(requires_grad=False)
-        if self.gradient_checkpointing:
-            checkpoint_activations(self.llm)
-        if self.lora is not None:
-            self.lora.add_to(self.llm)
+        adapt(self.llm, self.lora, gradient_checkpointing=self.gradient_checkpointing)

@@ -30,7 +30,8 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from cir_lightning.backbones.base import Backbone, VisionTower, to_half
 from cir_lightning.backbones.checkpoints import Checkpoint, Quantisation
-from cir_lightning.backbones.mini import checkpoint_activations, quiet_transformers
+from cir_lightning.backbones.lora import adapt
+from cir_lightning.backbones.mini import quiet_transformers
 from cir_lightning.connector import Connector
 from data_modules.errors import UserError
 
@@ -324,11 +325,7 @@ class QwenVLChat(Backbone):
         except UserError as error:
             raise UserError(f"{error}; run cir convert qwen-vl-chat again, which verifies it") from error
         self._build_vision(converted)
-        self.llm.requires_grad_(requires_grad=False)
-        if self.gradient_checkpointing:
-            checkpoint_activations(self.llm)
-        if self.lora is not None:
-            self.lora.add_to(self.llm)
+        adapt(self.llm, self.lora, gradient_checkpointing=self.gradient_checkpointing)
 
     def _build_vision(self, converted: Converted) -> None:
         sizes, of = converted.vision, converted.files

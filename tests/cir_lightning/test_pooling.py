@@ -23,7 +23,7 @@ def padded(side):
 
 def reference(sequence, how):
     h, i = sequence.double().numpy(), np.arange(1, len(sequence) + 1)
-    return {"weighted_mean": (i[:, None] * h).sum(0) / i.sum(), "mean": h.mean(0), "last": h[-1]}[how]
+    return {"weighted_mean": (i[:, None] * h).sum(0) / i.sum(), "mean": h.mean(0), "last": h[-1], "eos": h[-1], "cls": h[0]}[how]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

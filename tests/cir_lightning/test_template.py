@@ -99,6 +99,13 @@ def test_a_tokenizer_without_bos_starts_with_the_text():
     assert embeds.shape[1] == len(ids("a ")) + IMAGE.shape[1]
 
 
+def test_every_row_stands_between_the_given_ends():
+    embeds, mask, *_ = Template("{image}{caption}", "key").fill(EMBED, TOKENIZER, IMAGE, SOFT, CAPTIONS, ends=([7, 8], [9]))
+    for i in range(2):
+        expected = torch.cat([EMBED(torch.tensor([7, 8])), IMAGE[i], words(CAPTIONS[i]), EMBED(torch.tensor([9]))])
+        torch.testing.assert_close(embeds[i, : mask[i].sum()], expected, rtol=0, atol=0)
+
+
 def test_gradients_reach_image_and_soft_tokens():
     image, soft = IMAGE.clone().requires_grad_(), SOFT.clone().requires_grad_()
     embeds, *_ = Template("{soft} Edit {image}", "key").fill(EMBED, TOKENIZER, image, soft, None)

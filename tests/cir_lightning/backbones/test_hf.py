@@ -177,8 +177,10 @@ def test_checkpointing_changes_no_gradient(lvlm):
             target_template="{vision} Picture:",
             width=16,
         )
-        encoder.build()
-        encoder.train()
+        encoder.build()  # Lightning leaves it in the mode that it is built in
+        mlp = next(part for name, part in backbone.llm.named_modules() if name.endswith(("mlp", "fc1")))
+        runs: list[int] = []
+        mlp.register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
         generator = torch.Generator().manual_seed(1)
         for name, parameter in encoder.named_parameters():
             if "lora_B" in name:
@@ -186,6 +188,7 @@ def test_checkpointing_changes_no_gradient(lvlm):
         images = pixels(encoder, 2)
         sight = encoder.see(encoder.tower(images), encoder.vision(images))
         (encoder.encode_query(sight, ["but red", "in blue, larger"]) * encoder.encode_target(sight).roll(1, 0)).sum().backward()
+        assert len(runs) == 2 * (1 + checkpointing)  # query and target
         gradients.append({name: p.grad for name, p in encoder.named_parameters() if p.requires_grad})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4, msg=name)
