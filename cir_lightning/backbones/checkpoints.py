@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from cir_lightning.backbones.skeleton import CountingTokenizer, on_meta
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,14 +54,19 @@ class Checkpoint:
         return self._config
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Its tokenizer.
+        """Its tokenizer; on torch's device ``meta`` one that only counts, if there is none.
 
         Raises:
             UserError: there is none.
         """
         from transformers import AutoTokenizer
 
-        tokenizer: PreTrainedTokenizerBase = self._read(AutoTokenizer, "a tokenizer")
+        try:
+            tokenizer: PreTrainedTokenizerBase = self._read(AutoTokenizer, "a tokenizer")
+        except UserError:
+            if not on_meta():
+                raise
+            return CountingTokenizer()  # type: ignore[return-value]
         return tokenizer
 
     def image_processor(self) -> Any:
@@ -82,7 +88,7 @@ class Checkpoint:
         return model
 
     def load(self, keep: Sequence[str] = ()) -> PreTrainedModel:
-        """The model without its head, in evaluation mode, on torch's default device.
+        """The model without its head, in evaluation mode, on torch's default device; on ``meta`` without reading weights.
 
         Args:
             keep: names of parts that are not quantised.
@@ -92,6 +98,8 @@ class Checkpoint:
         """
         from transformers import AutoModel
 
+        if on_meta():
+            return self.skeleton().to(getattr(torch, self.dtype)).eval()  # type: ignore[arg-type]
         options: dict[str, Any] = {"config": self.config(), "dtype": getattr(torch, self.dtype), "output_loading_info": True}
         model, found = self._read(
             AutoModel, "weights", device_map={"": torch.get_default_device()}, quantization_config=self._quantised(keep), **options

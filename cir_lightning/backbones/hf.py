@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cir_lightning.backbones.base import Backbone, VisionTower
 from cir_lightning.backbones.checkpoints import Checkpoint, Quantisation
 from cir_lightning.backbones.mini import checkpoint_activations, quiet_transformers
+from cir_lightning.backbones.skeleton import on_meta, vision_shape
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,8 +85,10 @@ class Vision(VisionTower):
         self._borrowed = (base,)
         self.family, self.processor, self.image_size, self.native = family, processor, image_size, native
         self.key = f"{key}-{image_size}px-{'tokens' if native else 'patches'}"
-        probe = self(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8))
-        self.patches, self.width = probe.shape[1:]
+        if on_meta():
+            self.patches, self.width = vision_shape(base.config, image_size, native=native)  # type: ignore[arg-type]
+        else:
+            self.patches, self.width = self(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)).shape[1:]
 
     @property
     def device(self) -> torch.device:
@@ -167,7 +170,8 @@ class HFLVLM(Backbone):
         self.llm = self.base.get_submodule(self.family.llm)  # type: ignore[assignment]
         self.tokenizer = self.checkpoint.tokenizer()
         self._image_token = int(config.image_token_id)
-        size, key, processor = self.image_size or _default_size(config), self.checkpoint.key(), self.checkpoint.image_processor()
+        size, key = self.image_size or _default_size(config), self.checkpoint.key()
+        processor = None if on_meta() else self.checkpoint.image_processor()
         self.tower = Vision(self.base, self.family, processor, image_size=size, key=key)
         self.vision = Vision(self.base, self.family, processor, image_size=size, key=key, native=True)
         if self.gradient_checkpointing:
