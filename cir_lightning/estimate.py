@@ -2,7 +2,8 @@
 
 Everything is of one process, that is one GPU. Units: bytes, tokens, FLOPs (a multiplication with its addition counts 2).
 
-Shapes: B triplets, L tokens of a sequence, D width of the LLM, A width of its attention (heads x width of a head), I inner width of its MLP.
+Shapes: B triplets, L tokens of a sequence, D width of the LLM, A width of its attention (heads x width of a head), I inner width of its
+MLP.
 
 How far the formulas are held against measurement on the CPU: FLOPs and saved bytes of tiny models of ten families and of the mini LVLM, see
 the tests. Peak memory of a GPU is unrun.
@@ -149,8 +150,8 @@ def optimizer_bytes(trainable: int, *, processes: int, autocast: bool) -> dict[s
 
 def layers_of(llm: nn.Module) -> list[nn.Module]:
     """The transformer layers of a language model: of its lists of modules, the one with most parameters."""
-    lists = [part for part in llm.modules() if isinstance(part, nn.ModuleList)]
-    return list(max(lists, key=lambda part: sum(p.numel() for p in part.parameters()), default=nn.ModuleList()))
+    lists: list[nn.Module] = [part for part in llm.modules() if isinstance(part, nn.ModuleList)]
+    return list(max(lists, key=lambda part: sum(p.numel() for p in part.parameters()), default=nn.ModuleList()).children())
 
 
 class Linear(NamedTuple):
@@ -203,7 +204,7 @@ def _linear(part: Any) -> Linear:
 
 
 def adapter_bytes(block: list[Linear], attention: int, precision: Precision) -> float:
-    """Bytes for each token that the adapters of a block keep for their own gradients: their inputs and what comes out of their first matrices.
+    """Bytes for each token that the adapters of a block keep for their own gradients: their inputs, and their first matrices' outputs.
 
     In float32 throughout, the linear layers of a block share their input, and the last of attention has attention's output, which is
     kept anyway. Under autocast, and over a 16-bit base, each makes a copy in its own format. Dropout keeps a mask and its output, each.
@@ -235,7 +236,7 @@ def layer_bytes(layer: nn.Module, config: Any, length: int, precision: Precision
     up = sum(one.outputs == inner_width(config) for block in blocks for one in block[:-1])
     mlp = inner_width(config) * b * (3 if up > 1 else 1)
     kept = 4 * attention * b + 4 * config.num_attention_heads + length * b
-    return norms + kept + mlp + sum(adapter_bytes(block, attention, precision) for block in blocks)
+    return float(norms + kept + mlp) + sum(adapter_bytes(block, attention, precision) for block in blocks)
 
 
 def attention_width(config: Any) -> int:
@@ -318,12 +319,12 @@ def saved_bytes(run: Callable[[], Any], parameters: Iterable[Tensor]) -> int:
 
     It also works on the meta device, where nothing is computed.
     """
-    known = {tensor.untyped_storage()._cdata for tensor in parameters}  # noqa: SLF001 - the only name of memory that is not there
+    known = {tensor.untyped_storage()._cdata for tensor in parameters}
     kept: dict[int, Any] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept.setdefault(storage._cdata, storage)  # noqa: SLF001
+        kept.setdefault(storage._cdata, storage)
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -1,8 +1,8 @@
 """Models without weights: what ``cir estimate`` needs of a checkpoint is its ``config.json``.
 
-Within ``with torch.device("meta")`` every backbone builds its real modules, whose tensors have shapes and no memory. This module stands in for
-what cannot be had that way: a tokenizer that is not there, and the number of visual tokens, which otherwise a picture is sent through
-the vision tower for.
+Within ``with torch.device("meta")`` every backbone builds its real modules, whose tensors have shapes and no memory. This module stands in
+for what cannot be had that way: a tokenizer that is not there, and the number of visual tokens, for which a picture is otherwise sent
+through the vision tower.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _tiles(config: PreTrainedConfig, image_size: int) -> tuple[int, int]:
 
     side = _side(config)
     grid = side // _square(config.vision_config.patch_size)
-    height, width = select_best_resolution((image_size, image_size), config.image_grid_pinpoints)  # type: ignore[no-untyped-call]
+    height, width = select_best_resolution((image_size, image_size), config.image_grid_pinpoints)
     rows, columns = (grid * length // side for length in (height, width))
     shorter = min(rows, columns)
     rows, columns = (length - 2 * ((length - shorter) // 2) for length in (rows, columns))
