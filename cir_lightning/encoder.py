@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from cir_lightning.pooling import pool
-from cir_lightning.template import Template
+from cir_lightning.template import Positions, Template
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
@@ -127,14 +127,16 @@ class IntentEncoder(Encoder):
             choice.
         target_template: task prompt of the target side, without ``{caption}``. Wording: our choice.
         pooling: of the last hidden states.
-        width: embedding size E. Our choice.
+        positions: which of them are pooled: all, those after the image, or where the assistant would answer (with ``chat``).
+        chat: whether the task prompts are put into the LVLM's own chat template, as the user's turn.
+        width: embedding size E; None for the pooled hidden state itself, without a trained projection. Our choice.
         residual: add a linear map of the mean patch features to the pooled hidden state, on both sides. Our choice, off in the paper.
     """
 
     label = "CIR-LVLM"
     word_mean: Tensor
     word_scale: Tensor
-    projection: nn.Linear
+    projection: nn.Linear | nn.Identity
     residual: nn.Linear | None
 
     def __init__(
@@ -146,13 +148,17 @@ class IntentEncoder(Encoder):
         query_template: str = "{image}{soft} Edit: {caption}:",
         target_template: str = "{image}{soft} Picture:",
         pooling: Literal["weighted_mean", "mean", "last"] = "weighted_mean",
-        width: int = 256,
+        positions: Positions = "all",
+        chat: bool = False,
+        width: int | None = 256,
         residual: bool = False,
     ) -> None:
         super().__init__()
         self.backbone, self.connector, self.soft_prompt = backbone, connector, soft_prompt
-        self.query_template = Template(query_template, "model.encoder.query_template")
-        self.target_template = Template(target_template, "model.encoder.target_template")
+        self.query_template = Template(query_template, "model.encoder.query_template", positions)
+        self.target_template = Template(target_template, "model.encoder.target_template", positions)
+        if positions == "answer" and not chat:
+            raise UserError("model.encoder.positions='answer' needs the assistant's turn; set model.encoder.chat to true")
         if not self.query_template.has_caption:
             raise UserError(f"model.encoder.query_template={query_template!r} has no hole {{caption}}: the query would ignore its caption")
         if self.target_template.has_caption:
@@ -167,7 +173,7 @@ class IntentEncoder(Encoder):
                 raise UserError(
                     f"{template.key} lacks the hole {{soft}}: the {type(soft_prompt).__name__} would be ignored; add it or use NoPrompt"
                 )
-        self.pooling, self.width, self.with_residual = pooling, width, residual
+        self.pooling, self.chat, self.projected_width, self.with_residual = pooling, chat, width, residual
 
     def build(self) -> None:
         """Read the backbone's weights and create what is trained."""
@@ -178,11 +184,17 @@ class IntentEncoder(Encoder):
         if self.connector is not None:
             self.connector.build(self.tower.width, self.tower.patches, self.backbone.width)
         self.soft_prompt.build(self.tower.width, self.backbone.width)
-        self.projection = nn.Linear(self.backbone.width, self.width)
+        self.width = self.projected_width or self.backbone.width
+        self.projection = nn.Linear(self.backbone.width, self.width) if self.projected_width else nn.Identity()
+        self.query_template, self.target_template = map(self._finished, (self.query_template, self.target_template))
         self.residual = nn.Linear(self.tower.width, self.width) if self.with_residual else None
-        words: Tensor = self.backbone.llm.get_input_embeddings().weight.float()  # type: ignore[assignment]
-        self.register_buffer("word_mean", words.mean(0), persistent=False)
-        self.register_buffer("word_scale", (words - words.mean(0)).std(), persistent=False)
+        mean, scale = _statistics(self.backbone.llm.get_input_embeddings())
+        self.register_buffer("word_mean", mean, persistent=False)
+        self.register_buffer("word_scale", scale, persistent=False)
+
+    def _finished(self, template: Template) -> Template:
+        template = template.around(*self.backbone.around)
+        return template.in_chat(self.backbone.tokenizer) if self.chat else template
 
     def _native_tokens(self) -> VisionTower | None:
         wanting = [template.key for template in (self.query_template, self.target_template) if template.has_vision]
@@ -215,9 +227,9 @@ class IntentEncoder(Encoder):
     def _encode(self, template: Template, sight: Sight, captions: Sequence[str] | None) -> Tensor:
         embed, vision = self.backbone.llm.get_input_embeddings(), sight.vision if template.has_vision else None
         length = 0 if vision is None else vision.shape[1]
-        embeds, mask, seen = template.fill(embed, self.backbone.tokenizer, sight.image, sight.soft, captions, length)
-        hidden = self.backbone.read(embeds, mask, seen, vision)
-        vector = self.projection(pool(hidden, mask, self.pooling))
+        prompt = template.fill(embed, self.backbone.tokenizer, sight.image, sight.soft, captions, length)
+        hidden = self.backbone.read(prompt.embeds, prompt.mask, prompt.seen, vision)
+        vector: Tensor = self.projection(pool(hidden, prompt.pooled, self.pooling))
         if self.residual is not None:
             vector = vector + self.residual(sight.features.mean(1))
         return F.normalize(vector.float(), dim=-1)
@@ -237,3 +249,12 @@ class IntentEncoder(Encoder):
     def _as_words(self, tokens: Tensor) -> Tensor:
         """Tokens of unit variance -> the place and scale of the LLM's own token embeddings; elsewhere the LLM cannot read them."""
         return tokens * self.word_scale + self.word_mean
+
+
+def _statistics(embed: nn.Module) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and standard deviation () of an LLM's token embeddings around it, float32, without a copy of the table."""
+    weight: Tensor = embed.weight  # type: ignore[assignment]
+    factor = getattr(embed, "embed_scale", 1.0)  # Gemma's embedding multiplies
+    mean = weight.mean(0, dtype=torch.float32)
+    squares = [(rows.float() - mean).square().sum() for rows in weight.split(8192)]  # type: ignore[no-untyped-call]
+    return mean * factor, (torch.stack(squares).sum() / weight.numel()).sqrt() * factor

@@ -247,7 +247,7 @@ def attention_width(config: Any) -> int:
 
 def inner_width(config: Any) -> int:
     """I: inner width of the MLP."""
-    return int(config.intermediate_size)
+    return int(getattr(config, "intermediate_size", None) or config.ffn_dim)  # OPT's name for it
 
 
 def norms_of(part: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -263,6 +263,8 @@ def activation_bytes(llm: nn.Module, passes: Iterable[Pass], precision: Precisio
     """
     config: Any = llm.config
     layers, passes = layers_of(llm), list(passes)
+    if not layers:
+        return 0.0
     kept = [[one.tokens * layer_bytes(layer, config, one.length, precision) for layer in layers] for one in passes]
     last = sum(one.tokens for one in passes) * 4 * int(config.hidden_size)
     if not checkpointing:

@@ -140,8 +140,8 @@ def _length(encoder: Any, template: Template, caption: str) -> int:
     image, soft = (torch.zeros(1, length, 1) for length in (getattr(encoder.connector, "queries", 0), encoder.soft_prompt.length))
     vision = encoder.vision.patches if template.has_vision else 0
     embed: Any = lambda ids: torch.zeros(*ids.shape, 1)  # noqa: E731 - only the number of tokens is wanted
-    _, mask, _ = template.fill(embed, encoder.backbone.tokenizer, image, soft, [caption] if template.has_caption else None, vision)
-    return int(mask.sum())
+    prompt = template.fill(embed, encoder.backbone.tokenizer, image, soft, [caption] if template.has_caption else None, vision)
+    return int(prompt.mask.sum())
 
 
 def parameters_table(encoder: Encoder) -> Table:
@@ -229,7 +229,9 @@ def llm_of(encoder: Encoder) -> Any:
 
 def quantisation_of(encoder: Any) -> str:
     """How its LLM's weights are packed."""
-    return str(getattr(getattr(getattr(encoder, "backbone", None), "checkpoint", None), "quantisation", "none"))
+    backbone = getattr(encoder, "backbone", None)
+    checkpoint = getattr(backbone, "words", None) or getattr(backbone, "checkpoint", None)
+    return str(getattr(checkpoint, "quantisation", "none"))
 
 
 def precision_of(encoder: Encoder, setting: Setting) -> Precision:

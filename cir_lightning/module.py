@@ -6,6 +6,7 @@ Shapes: B batch, E embedding.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -98,7 +99,8 @@ class CIRModule(LightningModule):
     def configure_model(self) -> None:
         """Read the weights, once."""
         if not self._built:
-            self.encoder.build()
+            with self.trainer.strategy.tensor_init_context() if self._trainer else nullcontext():  # on the process' own device at once
+                self.encoder.build()
             self._built = True
             if self.init_from:
                 self._start_from(find_weights(self.init_from))
@@ -197,7 +199,8 @@ class CIRModule(LightningModule):
             for matrix, decay in ((True, self.weight_decay), (False, 0.0)):
                 chosen = [p for name, p in named if ("lora_" in name) is lora and (p.ndim > 1) is matrix]
                 groups += [{"params": chosen, "lr": lr, "weight_decay": decay}] if chosen else []
-        optimizer = torch.optim.AdamW(groups, fused=True)
+        full = self.trainer.precision == "32-true"  # under autocast, Lightning refuses to clip the gradients of a fused optimizer
+        optimizer = torch.optim.AdamW(groups, fused=full)
         total = self.trainer.estimated_stepping_batches
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._lr_factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

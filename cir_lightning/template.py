@@ -6,21 +6,39 @@ Shapes: B batch, Q image tokens, V native visual tokens, T soft prompt tokens, L
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor, nn
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
 HOLES = ("image", "vision", "soft", "caption")
+Positions = Literal["all", "after_image", "answer"]
 _HOLE = re.compile(r"\{(\w*)\}")
 _IMAGE, _SOFT, _VISION, _PAD = -1, -2, -3, -4  # marks among the token ids
+
+
+class Prompt(NamedTuple):
+    """The LLM's input, padded on the right.
+
+    Attributes:
+        embeds: (B, L, D) float.
+        mask: (B, L) long, 1 for a real position.
+        seen: (B, L) bool, where the V native visual tokens belong.
+        pooled: (B, L) bool, the positions that the embedding is pooled from.
+    """
+
+    embeds: Tensor
+    mask: Tensor
+    seen: Tensor
+    pooled: Tensor
 
 
 class Template:
@@ -30,12 +48,15 @@ class Template:
         text: the prompt with holes, each at most once: ``{image}`` for the Connector's tokens, ``{vision}`` for the LVLM's own visual
             tokens, at least one of both; ``{soft}``, ``{caption}``.
         key: where the text comes from, for error messages.
+        pooled: which positions the embedding is pooled from: all, those after the last image, or where the assistant would answer.
 
     Raises:
-        UserError: an unknown, missing or repeated hole.
+        UserError: an unknown, missing or repeated hole, or nothing after the image although that is to be pooled.
     """
 
-    def __init__(self, text: str, key: str) -> None:
+    def __init__(self, text: str, key: str, pooled: Positions = "all") -> None:
+        self.text, self.key, self.pooled = text, key, pooled
+        self.answer = ""
         holes = _HOLE.findall(text)
         if unknown := sorted(set(holes) - set(HOLES)):
             raise UserError(f"{key}={text!r} has the unknown hole {{{unknown[0]}}}; holes are {', '.join(f'{{{h}}}' for h in HOLES)}")
@@ -50,7 +71,35 @@ class Template:
         self.parts = [(piece, at % 2 == 1) for at, piece in enumerate(pieces) if piece]
         self.has_caption, self.has_soft = "caption" in holes, "soft" in holes
         self.has_image, self.has_vision = "image" in holes, "vision" in holes
-        self.key = key
+        self.last_image = max(at for at, part in enumerate(self.parts) if part in {("image", True), ("vision", True)})
+        if pooled == "after_image" and self.last_image == len(self.parts) - 1:
+            raise UserError(
+                f"{key}={text!r} has nothing after its image, and positions is 'after_image'; write something there, or set 'all'"
+            )
+
+    def around(self, before: str, after: str) -> Template:
+        """The prompt with text around its visual tokens."""
+        return Template(self.text.replace("{vision}", f"{before}{{vision}}{after}"), self.key, self.pooled)
+
+    def in_chat(self, tokenizer: PreTrainedTokenizerBase) -> Template:
+        """The prompt as the user's turn in the tokenizer's chat template, with the beginning of the assistant's turn.
+
+        Raises:
+            UserError: the tokenizer has no chat template, or one that changes the prompt.
+        """
+        if not tokenizer.chat_template:
+            raise UserError(f"{self.key}: chat is on, but the tokenizer has no chat template; set model.encoder.init_args.chat to false")
+        for content in (self.text, [{"type": "text", "text": self.text}]):  # multimodal templates want parts
+            asked = _render(tokenizer, content, answer=False)
+            whole = _render(tokenizer, content, answer=True)
+            if self.text in asked and whole.startswith(asked) and whole != asked:
+                break
+        else:
+            raise UserError(f"{self.key}={self.text!r} does not come out of the tokenizer's chat template as it is; set chat to false")
+        bos = tokenizer.bos_token or ""
+        chat = Template(asked.removeprefix(str(bos)), self.key, self.pooled)
+        chat.answer = whole[len(asked) :]
+        return chat
 
     def fill(
         self,
@@ -60,7 +109,7 @@ class Template:
         soft: Tensor,
         captions: Sequence[str] | None,
         vision: int = 0,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> Prompt:
         """The LLM's input.
 
         Args:
@@ -70,22 +119,39 @@ class Template:
             soft: (B, T, D) float, in the embedding's scale; T may be 0.
             captions: B captions; None for a template without ``{caption}``.
             vision: V.
-
-        Returns:
-            Embeddings (B, L, D); mask (B, L) long, padded on the right; where the V native visual tokens belong, (B, L) bool.
         """
         start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         marks = {"image": [_IMAGE] * image.shape[1], "soft": [_SOFT] * soft.shape[1], "vision": [_VISION] * vision}
         pieces: list[list[list[int]]] = []
         for part, is_hole in self.parts:
             if is_hole and part == "caption":
-                pieces.append(tokenizer([self.space + caption for caption in captions or ()], add_special_tokens=False)["input_ids"])
+                words = [self.space + caption for caption in captions or ()]  # "<image>" in a caption is text, not a token with a meaning
+                pieces.append(tokenizer(words, add_special_tokens=False, split_special_tokens=True)["input_ids"])
             else:
                 ids = marks[part] if is_hole else tokenizer(part, add_special_tokens=False)["input_ids"]
                 pieces.append([ids] * len(image))
-        rows = [torch.tensor(start + sum(row, [])) for row in zip(*pieces, strict=True)]  # noqa: RUF017 - five short lists
+        pieces.append([tokenizer(self.answer, add_special_tokens=False)["input_ids"] if self.answer else []] * len(image))
+        rows = [torch.tensor(start + sum(row, [])) for row in zip(*pieces, strict=True)]  # noqa: RUF017 - six short lists
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=_PAD).to(image.device)
         embeds = embed(ids.clamp_min(0)).to(image.dtype)
         embeds = embeds.masked_scatter((ids == _IMAGE)[..., None], image)
         embeds = embeds.masked_scatter((ids == _SOFT)[..., None], soft)
-        return embeds, (ids != _PAD).long(), ids == _VISION
+        real = ids != _PAD
+        return Prompt(embeds, real.long(), ids == _VISION, real & self._from(pieces, len(start), ids))
+
+    def _from(self, pieces: list[list[list[int]]], start: int, ids: Tensor) -> Tensor:
+        """Which positions of ids (B, L) are not before the pooled ones, (B, L) bool."""
+        before = {"all": 0, "after_image": self.last_image + 1, "answer": len(self.parts)}[self.pooled]
+        skipped = [start * (before > 0) + sum(map(len, row)) for row in zip(*pieces[:before], strict=True)] or [0] * len(ids)
+        return torch.arange(ids.shape[1], device=ids.device) >= torch.tensor(skipped, device=ids.device)[:, None]
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, content: object, *, answer: bool) -> str:
+    """The chat template's text; empty if the template cannot take this kind of content."""
+    from jinja2 import TemplateError
+
+    try:
+        turns: list[Any] = [{"role": "user", "content": content}]
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer))
+    except (TemplateError, TypeError):
+        return ""

@@ -55,12 +55,14 @@ class Backbone(nn.Module, ABC):
         tower: the frozen vision tower, after :meth:`build`.
         vision: gives the visual tokens that the LVLM itself was trained with, (B, V, D) and perhaps more columns, for the template hole
             ``{vision}``; after :meth:`build`, None if it has none.
+        around: text that it was trained to read before and after its visual tokens.
         llm: the language model without its head, after :meth:`build`; its base weights are frozen.
         tokenizer: the language model's, after :meth:`build`.
     """
 
     tower: VisionTower
     vision: VisionTower | None
+    around: tuple[str, str] = ("", "")
     llm: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from safetensors import SafetensorError
 
 from cir_lightning.backbones.skeleton import CountingTokenizer, on_meta
 from data_modules.errors import UserError
@@ -53,6 +54,14 @@ class Checkpoint:
             self._config = self._read(AutoConfig, "config.json")
         return self._config
 
+    def as_family(self, model_type: str, fields: Sequence[str]) -> PreTrainedConfig:
+        """Read the checkpoint as one of another family, which has these fields in common; the new configuration."""
+        from transformers import AutoConfig
+
+        config = self.config()
+        self._config = AutoConfig.for_model(model_type, **{name: getattr(config, name) for name in fields if hasattr(config, name)})
+        return self._config
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Its tokenizer; on torch's device ``meta`` one that only counts, if there is none.
 
@@ -83,31 +92,28 @@ class Checkpoint:
 
         return self._read(AutoImageProcessor, "preprocessor_config.json", backend="pil")
 
-    def skeleton(self) -> PreTrainedModel:
-        """The model without its head and without weights, on the meta device."""
-        from transformers import AutoModel
-
+    def skeleton(self, *, head: bool = False) -> PreTrainedModel:
+        """The model, with or without its LM head, without weights, on the meta device."""
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModel.from_config(self.config())  # type: ignore[no-untyped-call]
+            model: PreTrainedModel = _reader(head=head).from_config(self.config())
         return model
 
-    def load(self, keep: Sequence[str] = ()) -> PreTrainedModel:
-        """The model without its head, in evaluation mode, on torch's default device; on ``meta`` without reading weights.
+    def load(self, keep: Sequence[str] = (), *, head: bool = False) -> PreTrainedModel:
+        """The model in evaluation mode, on torch's default device; on ``meta`` without reading weights.
 
         Args:
             keep: names of parts that are not quantised.
+            head: with its LM head.
 
         Raises:
             UserError: weights are missing or damaged, or bitsandbytes is needed and not installed.
         """
-        from transformers import AutoModel
-
         if on_meta():
-            skeleton: PreTrainedModel = self.skeleton().to(getattr(torch, self.dtype)).eval()
+            skeleton: PreTrainedModel = self.skeleton(head=head).to(getattr(torch, self.dtype)).eval()
             return skeleton
         options: dict[str, Any] = {"config": self.config(), "dtype": getattr(torch, self.dtype), "output_loading_info": True}
         model, found = self._read(
-            AutoModel, "weights", device_map={"": torch.get_default_device()}, quantization_config=self._quantised(keep), **options
+            _reader(head=head), "weights", device_map={"": torch.get_default_device()}, quantization_config=self._quantised(keep), **options
         )
         if missing := sorted(found["missing_keys"]):
             raise UserError(f"{self.name} lacks {len(missing)} tensors of its model, the first of them {missing[0]}; get its files again")
@@ -134,7 +140,7 @@ class Checkpoint:
         if self.quantisation == "none":
             return None
         try:
-            import bitsandbytes  # type: ignore[import-untyped] # noqa: F401
+            import bitsandbytes  # noqa: F401
         except ImportError as error:
             raise UserError(
                 f"backbone.quantisation={self.quantisation!r} needs the package bitsandbytes; pip install bitsandbytes"
@@ -150,7 +156,7 @@ class Checkpoint:
     def _read(self, reader: Any, what: str, **options: Any) -> Any:
         try:
             return reader.from_pretrained(self.name, revision=self.revision or "main", trust_remote_code=False, **options)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise UserError(self._reason(error, what)) from error
 
     def _reason(self, error: Exception, what: str) -> str:
@@ -163,3 +169,9 @@ class Checkpoint:
         where = "this folder" if Path(self.name).is_dir() else "it is neither a folder nor within reach on the hub"
         remedy = "" if Path(self.name).is_dir() else "; fetch it beforehand with hf download, then HF_HUB_OFFLINE=1 works, or give a folder"
         return f"cannot read {what} of {self.name!r} ({where}; {first[:200]}){remedy}"
+
+
+def _reader(*, head: bool) -> Any:
+    from transformers import AutoModel, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if head else AutoModel

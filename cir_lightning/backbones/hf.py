@@ -34,12 +34,14 @@ class Family:
     """What tells a family of transformers' vision-language models from the others.
 
     Attributes:
-        projector: the module whose input is the patch features.
+        projector: the module whose first input, or ``encoder_hidden_states``, is the patch features.
         llm: the language model within the base model.
         nested: whether the image processor takes one list of pictures per sample.
         processor: options of the image processor that make one view of a picture.
         list_of_tokens: whether the forward pass wants the visual tokens as one tensor per picture.
         image_type: value of ``token_type_ids`` at visual tokens, 0 elsewhere; None where the family has no such input.
+        around: text before and after the visual tokens.
+        whole: whether its visual tokens come from the model with its LM head, and simply take their places in the LLM's input.
     """
 
     projector: str = "multi_modal_projector"
@@ -48,12 +50,16 @@ class Family:
     processor: Mapping[str, Any] = field(default_factory=dict)
     list_of_tokens: bool = True
     image_type: int | None = None
+    around: tuple[str, str] = ("", "")
+    whole: bool = False
 
 
 _ONE_VIEW = {"do_image_splitting": False}
-_QWEN = Family("visual.merger")
-_IDEFICS = Family("connector", "text_model", nested=True, processor=_ONE_VIEW)
+_QWEN = Family("visual.merger", around=("<|vision_start|>", "<|vision_end|>"))
+_FAKE = "<fake_token_around_image>"
+_IDEFICS = Family("connector", "text_model", nested=True, processor=_ONE_VIEW, around=(f"{_FAKE}<global-img>", _FAKE))
 FAMILIES: dict[str, Family] = {
+    "blip-2": Family("qformer", "language_model.model", whole=True),
     "llava": Family(),
     "llava_next": Family(),
     "qwen2_vl": _QWEN,
@@ -61,10 +67,19 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl": _QWEN,
     "smolvlm": _IDEFICS,
     "idefics3": _IDEFICS,
-    "internvl": Family(list_of_tokens=False),
+    "internvl": Family(list_of_tokens=False, around=("<img>", "</img>")),
     "paligemma": Family(list_of_tokens=False, image_type=0),
-    "gemma3": Family(list_of_tokens=False, image_type=1),
+    "gemma3": Family(list_of_tokens=False, image_type=1, around=("\n\n<start_of_image>", "<end_of_image>\n\n")),
 }
+_LLAVA_FIELDS = (
+    "vision_config",
+    "text_config",
+    "image_token_index",
+    "projector_hidden_act",
+    "vision_feature_select_strategy",
+    "vision_feature_layer",
+    "multimodal_projector_bias",
+)
 _PIXELS = ("pixel_values", "image_grid_thw", "image_sizes", "pixel_attention_mask")
 
 
@@ -104,7 +119,9 @@ class Vision(VisionTower):
         """As :meth:`forward`, not rounded."""
         base, entered = self._borrowed[0], []
         inputs = self._inputs(pixels, next(base.parameters()))
-        hook = base.get_submodule(self.family.projector).register_forward_pre_hook(lambda _, given: entered.append(given[0]))
+        hook = base.get_submodule(self.family.projector).register_forward_pre_hook(
+            lambda _, given, named: entered.append(given[0] if given else named["encoder_hidden_states"]), with_kwargs=True
+        )
         try:
             out = base.get_image_features(**inputs)  # type: ignore[operator]
         finally:
@@ -119,21 +136,24 @@ class Vision(VisionTower):
         nested = [[image] for image in images] if self.family.nested else images
         given = self.processor(images=nested, return_tensors="pt", **self.family.processor)
         inputs = {name: given[name].to(like.device) for name in _PIXELS if name in given}
+        if self.family is FAMILIES["llava"] and "image_sizes" in inputs:  # of LLaVA-1.6, whose first view is the overview
+            inputs = {"pixel_values": inputs["pixel_values"][:, 0]}
         return inputs | {"pixel_values": inputs["pixel_values"].to(like.dtype)}
 
 
 class HFLVLM(Backbone):
     """An LVLM of transformers.
 
-    LLaVA-1.5, LLaVA-1.6 (LLaVA-NeXT), Qwen2-VL, Qwen2.5-VL, Qwen3-VL, SmolVLM, Idefics3, InternVL, PaliGemma, Gemma 3.
+    BLIP-2 on OPT, LLaVA-1.5, LLaVA-1.6 (LLaVA-NeXT), Qwen2-VL, Qwen2.5-VL, Qwen3-VL, SmolVLM, Idefics3, InternVL, PaliGemma, Gemma 3.
 
     Real sizes are unrun: everything is tested with random weights of the real architectures at tiny size.
 
     Args:
         model: id on the Hugging Face hub, or a local folder in its layout.
         revision: commit, tag or branch on the hub.
-        image_size: side S of the square pictures that the vision tower sees, pixels; None for the size that the checkpoint names. LLaVA-1.6
-            sees a picture of its tower's size as two equal views and a larger one as an overview and tiles.
+        image_size: side S of the square pictures that the vision tower sees, pixels; None for the size that the checkpoint names.
+        tiles: of LLaVA-1.6, whether pictures larger than its tower are seen as an overview and tiles; otherwise as one view, the way of
+            LLaVA-1.5.
         dtype: of the frozen weights; adapters and new modules are float32.
         quantisation: of the frozen LLM by bitsandbytes: ``nf4`` (4 bits), ``int8``, or ``none``.
         lora: the adapters; None for a frozen LLM.
@@ -146,6 +166,7 @@ class HFLVLM(Backbone):
         revision: str | None = None,
         *,
         image_size: int | None = None,
+        tiles: bool = False,
         dtype: Literal["bfloat16", "float32"] = "bfloat16",
         quantisation: Quantisation = "none",
         lora: LoRA | None = None,
@@ -153,7 +174,7 @@ class HFLVLM(Backbone):
     ) -> None:
         super().__init__()
         self.checkpoint = Checkpoint(model, revision, dtype=dtype, quantisation=quantisation)
-        self.image_size, self.lora, self.gradient_checkpointing = image_size, lora, gradient_checkpointing
+        self.image_size, self.tiles, self.lora, self.gradient_checkpointing = image_size, tiles, lora, gradient_checkpointing
 
     def build(self) -> None:
         """See :class:`~cir_lightning.backbones.base.Backbone`."""
@@ -164,8 +185,17 @@ class HFLVLM(Backbone):
                 f"backbone.model={self.checkpoint.name!r} is a {config.model_type!r}, which is no LVLM known here; known are "
                 f"{', '.join(FAMILIES)}"
             )
+        if config.model_type == "llava_next" and not self.tiles:
+            config = self.checkpoint.as_family("llava", _LLAVA_FIELDS)
+        elif config.model_type != "llava_next" and self.tiles:
+            raise UserError(f"backbone.tiles is of LLaVA-1.6, and {self.checkpoint.name!r} is a {config.model_type!r}; set it to false")
         self.family = FAMILIES[config.model_type]
-        self.base = self.checkpoint.load(keep=[name for name, _ in self.checkpoint.skeleton().named_children() if name != self.family.llm])
+        self.around = self.family.around
+        head, first = self.family.whole, self.family.llm.split(".")[0]
+        if head and not config.use_decoder_only_language_model:
+            raise UserError(f"backbone.model={self.checkpoint.name!r} has an encoder-decoder LLM; use one on OPT, such as blip2-opt-2.7b")
+        keep = [name for name, _ in self.checkpoint.skeleton(head=head).named_children() if name != first]
+        self.base = self.checkpoint.load(keep, head=head)
         self.base.requires_grad_(requires_grad=False)
         self.llm = self.base.get_submodule(self.family.llm)  # type: ignore[assignment]
         self.tokenizer = self.checkpoint.tokenizer()
@@ -182,6 +212,9 @@ class HFLVLM(Backbone):
     def read(self, embeds: Tensor, mask: Tensor, seen: Tensor, vision: Tensor | None) -> Tensor:
         """See :class:`~cir_lightning.backbones.base.Backbone`."""
         base: Any = self.base
+        if self.family.whole:
+            embeds = embeds if vision is None else embeds.masked_scatter(seen[..., None], vision.to(embeds.dtype))
+            return super().read(embeds.to(base.dtype), mask, seen, vision)
         ids = torch.where(seen, self._image_token, 0)
         here = self.llm.get_input_embeddings()(torch.full((), self._image_token, device=embeds.device))
         options: dict[str, Any] = {}

@@ -19,12 +19,16 @@ class LoRA:
         rank: inner width r.
         alpha: the update is scaled by alpha / r.
         dropout: on the adapters' input.
+        rslora: scale the update by alpha / sqrt(r) instead (rsLoRA, arXiv 2312.03732).
+        dora: train the magnitude of each weight's columns apart (DoRA, arXiv 2402.09353).
         targets: names of the linear layers that get an adapter; the default is attention and MLP of a Llama-like model.
     """
 
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.0
+    rslora: bool = False
+    dora: bool = False
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
     def add_to(self, llm: nn.Module) -> None:
@@ -40,7 +44,14 @@ class LoRA:
         if not 0 <= self.dropout < 1:
             raise UserError(f"lora.dropout={self.dropout} is no share; set 0 up to, but not including, 1")
         llm.requires_grad_(requires_grad=False)
-        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=list(self.targets))
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            use_rslora=self.rslora,
+            use_dora=self.dora,
+            target_modules=list(self.targets),
+        )
         try:
             inject_adapter_in_model(config, llm)
         except ValueError as error:

@@ -32,8 +32,14 @@ class CountingTokenizer:
     """
 
     bos_token_id = 0
+    bos_token = None
+    chat_template = "a token before and two after the user's turn"
 
-    def __call__(self, texts: str | Sequence[str], add_special_tokens: bool = False) -> dict[str, Any]:  # noqa: ARG002, FBT001, FBT002 - as transformers'
+    def apply_chat_template(self, turns: Sequence[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool) -> str:  # noqa: ARG002
+        """The user's words with what chat templates put around them."""
+        return f"<|user|> {turns[0]['content']} <|end|>{' <|assistant|>' if add_generation_prompt else ''}"
+
+    def __call__(self, texts: str | Sequence[str], **_: bool) -> dict[str, Any]:
         """Token ids, all of them 0, of a text or of several.
 
         >>> len(CountingTokenizer()("make it a darker blue")["input_ids"])
@@ -67,6 +73,8 @@ def vision_shape(config: PreTrainedConfig, image_size: int, *, native: bool) -> 
     elif kind == "internvl":
         width = round(width / config.downsample_ratio**2)
         patches = tokens = round(patches * config.downsample_ratio**2)
+    elif kind == "blip-2":
+        patches, tokens = patches + 1, config.num_query_tokens  # with the class token
     elif kind == "gemma3":
         tokens = config.mm_tokens_per_image
     elif kind == "llava_next":

@@ -1,10 +1,11 @@
 """The formulas of ``cir estimate`` against what torch really saves and multiplies."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
-from fakes.lvlms import SIDE, write_lvlm
+from fakes.lvlms import write_lvlm
 from fakes.tiny import TinyLVLM
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -33,6 +34,7 @@ ON_CPU = {  # which torch's counter leaves out
     ATEN._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(g, q, k, v),
 }
 BATCH, LENGTH = 4, 48
+OPT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
 @pytest.fixture(scope="module", params=[*FAMILIES, "mini"])
@@ -49,7 +51,8 @@ def make(request, tmp_path_factory, converted):
                 backbone = MiniLVLM(2, **options)
                 backbone.build()
         else:
-            backbone = HFLVLM(str(folder), dtype=dtype, image_size=2 * SIDE if family == "llava_next" else SIDE, **options)
+            options["lora"] = options["lora"] and replace(options["lora"], targets=OPT if family == "blip-2" else LoRA.targets)
+            backbone = HFLVLM(str(folder), dtype=dtype, **options)
             backbone.build()
         return backbone.train()
 

@@ -152,9 +152,8 @@ def test_rounding_precisions_are_refused(tmp_path, precision):
 
 def test_mixed_precision_trains_float32_weights(tmp_path):
     module, losses = tiny_module(), Losses()
-    tiny_trainer(tmp_path, max_steps=2, limit_val_batches=0, precision="bf16-mixed", callbacks=[losses]).fit(
-        module, datamodule=TinyCIR(str(tmp_path))
-    )
+    options = {"max_steps": 2, "limit_val_batches": 0, "gradient_clip_val": 1.0, "callbacks": [losses]}
+    tiny_trainer(tmp_path, precision="bf16-mixed", **options).fit(module, datamodule=TinyCIR(str(tmp_path)))
     assert len(losses.values) == 2
     assert {p.dtype for p in module.parameters() if p.requires_grad} == {torch.float32}
 

@@ -1,12 +1,22 @@
 """Every family against its own full forward pass, at tiny size, from files as they lie on the hub."""
 
+import json
+
 import pytest
 import torch
 from fakes.lvlms import IMAGE, SIDE, write_lvlm
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor, AutoModel, CLIPImageProcessorPil, LlamaConfig, LlavaModel
+from transformers import Blip2ForConditionalGeneration as Blip2
 
 from cir_lightning.backbones.hf import FAMILIES, HFLVLM
+from cir_lightning.backbones.lora import LoRA
+from cir_lightning.connector import Resampler
+from cir_lightning.encoder import IntentEncoder
+from cir_lightning.loss import InfoNCE
+from cir_lightning.prompt_pool import PromptPool
+from data_modules.errors import UserError
 
 PADDING = 2
 
@@ -17,7 +27,7 @@ def lvlm(request, tmp_path_factory):
     family = request.param
     folder = write_lvlm(family, tmp_path_factory.mktemp(family))
     side = 2 * SIDE if family == "llava_next" else SIDE
-    lvlm = HFLVLM(str(folder), dtype="float32", image_size=side)
+    lvlm = HFLVLM(str(folder), dtype="float32", image_size=side, tiles=family == "llava_next")
     lvlm.build()
     return lvlm.eval(), folder, family
 
@@ -28,8 +38,8 @@ def pixels(lvlm, count=2):
 
 
 def own_forward(folder, family, images, rows):
-    """The family's base model on token ids with placeholders, and its own pixels."""
-    base = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    """The family's model on token ids with placeholders, and its own pixels."""
+    base = (Blip2 if family == "blip-2" else AutoModel).from_pretrained(folder, dtype=torch.float32).eval()
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
     options = {"do_image_splitting": False} if family in {"smolvlm", "idefics3"} else {}
     nested = [[picture] for picture in pictures] if options else pictures
@@ -43,7 +53,8 @@ def own_forward(folder, family, images, rows):
     if family in {"gemma3", "paligemma"}:
         given["token_type_ids"] = (ids == IMAGE).long() if family == "gemma3" else torch.zeros_like(ids)
     with torch.no_grad():
-        return ids, mask, base(input_ids=ids, attention_mask=mask, **given).last_hidden_state
+        out = base(input_ids=ids, attention_mask=mask, **given, output_hidden_states=family == "blip-2")
+    return ids, mask, out.language_model_outputs.hidden_states[-1] if family == "blip-2" else out.last_hidden_state
 
 
 def test_a_query_is_read_as_by_the_familys_own_forward(lvlm):
@@ -58,3 +69,195 @@ def test_a_query_is_read_as_by_the_familys_own_forward(lvlm):
         found = lvlm.read(embeds, mask, ids == IMAGE, vision)
     assert (expected[0] - expected[1])[:2].abs().max() > 0.1
     torch.testing.assert_close(found * mask[..., None], expected * mask[..., None], atol=1e-5, rtol=0)
+
+
+def test_llava_next_in_one_view_is_llava(tmp_path):
+    folder = write_lvlm("llava_next", tmp_path)
+    lvlm = HFLVLM(str(folder), dtype="float32", image_size=SIDE)
+    lvlm.build()
+    images = pixels(lvlm)
+    base = LlavaModel.from_pretrained(folder, config=lvlm.base.config, dtype=torch.float32).eval()
+    processor = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    given = processor(images=[image.permute(1, 2, 0).numpy() for image in images], return_tensors="pt")
+    with torch.no_grad():
+        expected = torch.stack(list(base.get_image_features(given["pixel_values"]).pooler_output))
+    torch.testing.assert_close(lvlm.vision.look(images), expected, atol=1e-6, rtol=0)
+    assert lvlm.tower.patches == 16
+
+
+def test_patch_features_are_what_the_projector_reads(lvlm):
+    lvlm, _, family = lvlm
+    images = pixels(lvlm, 3)
+    features = lvlm.tower(images)
+    assert features.dtype == torch.float16
+    assert features.shape == (3, lvlm.tower.patches, lvlm.tower.width)
+    assert lvlm.tower.patches == {"llava_next": 5 * 16, "internvl": 4, "blip-2": 1 + 16}.get(family, 16)
+    torch.testing.assert_close(lvlm.tower(images[1:2]), features[1:2], atol=2e-3, rtol=2e-3)
+    assert (features[0] - features[1]).abs().max() > 0.05
+    assert lvlm.vision.width == {"qwen3_vl": 3}.get(family, 1) * lvlm.width
+    assert lvlm.tower.key != lvlm.vision.key
+
+
+def targets(family):
+    return ("q_proj", "v_proj", "fc1") if family == "blip-2" else LoRA().targets
+
+
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_every_trained_parameter_gets_a_gradient(lvlm, native, checkpointing):
+    """Through query and target in one step, with visual tokens of its own and with a Connector."""
+    hole = "{vision}" if native else "{image}"
+    torch.manual_seed(0)
+    encoder = IntentEncoder(
+        HFLVLM(
+            str(lvlm[1]), dtype="float32", image_size=SIDE, lora=LoRA(4, targets=targets(lvlm[2])), gradient_checkpointing=checkpointing
+        ),
+        None if native else Resampler(4, 32, depth=1, heads=4),
+        soft_prompt=PromptPool(6, 1, chosen=2),
+        query_template=f"{hole}{{soft}} Edit: {{caption}}:",
+        target_template=f"{hole}{{soft}} Picture:",
+        width=16,
+    )
+    encoder.build()
+    encoder.train()
+    trained = {name: p for name, p in encoder.named_parameters() if p.requires_grad}
+    assert all("lora_" in name for name in trained if name.startswith("backbone."))
+    for name, parameter in trained.items():
+        assert parameter.dtype == torch.float32, name
+        if "lora_B" in name:  # starts at 0, where lora_A has no gradient
+            torch.nn.init.normal_(parameter, std=0.1)
+    images = pixels(encoder, 8)
+    sight = encoder.see(encoder.tower(images), encoder.vision(images) if native else None)
+    query = encoder.encode_query(sight.at(torch.arange(4)), ["but red", "in blue", "as a circle", "red"])
+    loss = InfoNCE()(query, encoder.encode_target(sight.at(torch.arange(4, 8))), torch.arange(4)) + sight.pull.mean()
+    loss.backward()
+    for name, parameter in trained.items():
+        if not name.startswith("loss."):
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.abs().max() > 0, name
+
+
+def test_an_embedding_does_not_depend_on_its_batch(lvlm):
+    lvlm, folder, _ = lvlm
+    torch.manual_seed(0)
+    encoder = IntentEncoder(
+        HFLVLM(str(folder), dtype="float32", image_size=lvlm.tower.image_size, tiles=lvlm.tiles),
+        Resampler(4, 32, depth=1, heads=4),
+        soft_prompt=PromptPool(6, 1, chosen=2),
+        query_template="{vision}{image}{soft} Edit: {caption}:",
+        width=16,
+    )
+    encoder.build()
+    encoder.eval()
+    images, captions = pixels(lvlm, 2), ["red", "as a circle in blue, but larger"]  # the first is padded beside the second
+    with torch.no_grad():
+        sight = encoder.see(lvlm.tower(images), lvlm.vision(images))
+        both = encoder.encode_query(sight, captions)
+        alone = encoder.encode_query(sight.at(torch.tensor([0])), captions[:1])
+        targets = encoder.encode_target(sight)
+    torch.testing.assert_close(both[:1], alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(targets.norm(dim=1), torch.ones(2))
+
+
+@pytest.mark.parametrize(("quantisation", "kind"), [("nf4", "Linear4bit"), ("int8", "Linear8bitLt")])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "smolvlm"])
+def test_a_quantised_base_trains_its_adapters(family, quantisation, kind, tmp_path):
+    config = {"hidden_size": 64, "intermediate_size": 128}  # bitsandbytes wants multiples of 64
+    folder = write_lvlm(family, tmp_path / family, **config)
+    lvlm = HFLVLM(str(folder), dtype="float32", image_size=SIDE, quantisation=quantisation, lora=LoRA(4))
+    lvlm.build()
+    kinds = {name: type(part).__name__ for name, part in lvlm.base.named_modules()}
+    quantised = {name for name, found in kinds.items() if found == kind}
+    assert len(quantised) == 2 * 7
+    assert all(name.startswith(lvlm.family.llm) for name in quantised)
+    optimizer = torch.optim.AdamW([p for p in lvlm.parameters() if p.requires_grad], 1e-2)
+    losses = []
+    embeds, mask = torch.randn(2, 5, 64), torch.ones(2, 5, dtype=torch.long)
+    for _ in range(4):
+        loss = lvlm.read(embeds, mask, mask > 1, None)[:, -1].sub(1).square().mean()
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "update"), [({"alpha": 8}, 8 / 4), ({"alpha": 8, "rslora": True}, 8 / 2), ({"alpha": 8, "dora": True}, 8 / 4)]
+)
+def test_adapters_are_scaled_as_asked(options, update, tmp_path):
+    lvlm = HFLVLM(str(write_lvlm("llava", tmp_path)), dtype="float32", image_size=SIDE, lora=LoRA(4, **options))
+    lvlm.build()
+    layer = lvlm.llm.layers[0].self_attn.q_proj
+    assert layer.scaling["default"] == update
+    assert bool(layer.use_dora["default"]) is options.get("dora", False)
+    assert ("lora_magnitude_vector" in {name.split(".")[0] for name, _ in layer.named_parameters()}) is options.get("dora", False)
+
+
+def test_a_model_without_an_lm_head_on_disk_is_read_too(tmp_path):
+    folder = write_lvlm("llava", tmp_path / "whole")
+    base = AutoModel.from_pretrained(folder)
+    base.save_pretrained(tmp_path / "whole")  # over the one with a head
+    lvlm = HFLVLM(str(folder), dtype="float32", image_size=SIDE)
+    lvlm.build()
+    for name, weight in base.state_dict().items():
+        assert torch.equal(lvlm.base.state_dict()[name], weight), name
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------------------
+
+
+def refused(folder, **options):
+    with pytest.raises(UserError) as caught:
+        HFLVLM(str(folder), **options).build()
+    return str(caught.value)
+
+
+def test_a_model_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    message = refused("nobody/nothing-7b")
+    assert message.startswith("cannot read config.json of 'nobody/nothing-7b' (it is neither a folder nor within reach on the hub; ")
+    assert message.endswith("fetch it beforehand with hf download, then HF_HUB_OFFLINE=1 works, or give a folder")
+    assert refused(tmp_path).startswith(f"cannot read config.json of '{tmp_path}' (this folder; ")
+
+
+def test_a_model_that_asks_for_its_own_code(tmp_path):
+    config = {"model_type": "qwen", "auto_map": {"AutoConfig": "configuration_qwen.QWenConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "configuration_qwen.py").write_text("raise SystemExit('this code was run')")
+    assert "asks for code of its own, which is never run; " in refused(tmp_path)
+
+
+def test_a_model_that_is_no_lvlm(tmp_path):
+    LlamaConfig(num_hidden_layers=1).save_pretrained(tmp_path)
+    assert "is a 'llama', which is no LVLM known here; known are blip-2, llava, llava_next" in refused(tmp_path)
+
+
+def test_tiles_are_llava_nexts(tmp_path):
+    assert "backbone.tiles is of LLaVA-1.6, and " in refused(write_lvlm("llava", tmp_path), tiles=True)
+
+
+def test_damaged_and_incomplete_weights(tmp_path):
+    folder = write_lvlm("llava", tmp_path)
+    file = folder / "model.safetensors"
+    whole = load_file(file)
+    lost = next(name for name in whole if "layers.1" in name and "language_model" in name)
+    save_file({name: tensor for name, tensor in whole.items() if name != lost}, file, {"format": "pt"})
+    assert f"{folder} lacks 1 tensors of its model, the first of them language_model.layers.1" in refused(folder, dtype="float32")
+    file.write_bytes(file.read_bytes()[:-1000])
+    assert f"cannot read weights of '{folder}' (this folder; " in refused(folder)
+
+
+def test_adapters_that_match_nothing(tmp_path):
+    folder = write_lvlm("llava", tmp_path)
+    assert "lora.targets=['c_attn'] match no layer; this model has ['down_proj'" in refused(folder, lora=LoRA(4, targets=("c_attn",)))
+
+
+def test_the_key_follows_the_weights(tmp_path):
+    keys = []
+    for seed in (0, 0, 1):
+        lvlm = HFLVLM(str(write_lvlm("llava", tmp_path / "model", seed)), image_size=SIDE, dtype="float32")
+        lvlm.build()
+        keys.append(lvlm.tower.key)
+    assert keys[0] == keys[1] != keys[2]
