@@ -2,13 +2,17 @@
 
 import pytest
 import torch
-from fakes.lvlms import SIDE, tiny_config, write_lvlm
+from fakes.lvlms import SIDE, SQUARE, TEXT, tiny_config, write_lvlm
+from transformers import LlamaConfig, SiglipVisionConfig
 
 from cir_lightning.backbones.checkpoints import Checkpoint
 from cir_lightning.backbones.combiner import Combiner
+from cir_lightning.backbones.composed import ComposedLVLM
 from cir_lightning.backbones.hf import FAMILIES, HFLVLM
 from cir_lightning.backbones.lora import LoRA
 from cir_lightning.backbones.mini import MiniLVLM
+from cir_lightning.backbones.skeleton import CountingTokenizer
+from cir_lightning.template import Template
 from data_modules.errors import UserError
 
 
@@ -49,3 +53,15 @@ def test_a_tokenizer_without_words_is_refused(tmp_path):
         Checkpoint(str(tmp_path)).tokenizer()
     with torch.device("meta"):
         assert len(Checkpoint(str(tmp_path)).tokenizer()(["one two three"])["input_ids"][0]) == 4
+
+
+def test_a_composed_model(tmp_path):
+    SiglipVisionConfig(**SQUARE).save_pretrained(tmp_path / "eyes")
+    LlamaConfig(**TEXT).save_pretrained(tmp_path / "words")
+    composed = on_meta(ComposedLVLM(str(tmp_path / "eyes"), str(tmp_path / "words"), lora=LoRA(rank=2)))
+    assert (composed.tower.patches, composed.tower.width, composed.width) == (16, 32, 48)
+
+
+def test_a_chat_without_a_tokenizer():
+    chat = Template("{image} Edit: {caption}", "key").in_chat(CountingTokenizer())
+    assert (chat.text, chat.answer) == ("<|user|> {image} Edit: {caption} <|end|>", " <|assistant|>")
