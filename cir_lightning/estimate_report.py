@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cir_lightning.estimate import (
+    Flops,
     Pass,
     Precision,
     activation_bytes,
@@ -162,7 +163,7 @@ def memory_tables(encoder: Encoder, setting: Setting, passes: list[Pass], traina
         "features of the pictures": (float(pictures * feature_bytes(encoder)),) * 2,
         "activations, Connector and soft prompt": (pictures * sight.bytes,) * 2,
     }
-    if llm is not None:
+    if llm is not None and trainable:
         grows["activations, LLM"] = tuple(activation_bytes(llm, passes, precision, checkpointing=on) for on in (False, True))  # type: ignore[assignment]
     usable = setting.gpu.memory * GIB * (1 - setting.margin)
     totals = [sum(fixed.values()) + sum(pair[at] for pair in grows.values()) for at in (0, 1)]
@@ -183,14 +184,16 @@ def memory_tables(encoder: Encoder, setting: Setting, passes: list[Pass], traina
 def compute_table(encoder: Encoder, setting: Setting, passes: list[Pass]) -> Table:
     """FLOPs of a batch on one GPU, and time at the stated utilisation, without and with gradient checkpointing."""
     llm, seeing = llm_of(encoder), 2 * setting.batch_size * sight_cost(encoder).flops
+    trainable = sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad)
     rows: list[Row] = []
     totals = [seeing, seeing]
     if llm is not None:
         both = [llm_flops(llm, passes, checkpointing=on) for on in (False, True)]
+        if not trainable:
+            both = [Flops(one.forward, 0, 0) for one in both]
         rows += [(f"LLM, {part} [TFLOP]", tuple(getattr(one, part) / 1e12 for one in both)) for part in ("forward", "backward", "again")]
         totals = [seeing + one.step for one in both]
     else:
-        trainable = sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad)
         totals = [6.0 * trainable * setting.batch_size] * 2  # forward 2, backward 4 for each parameter
     seconds = [total / (setting.utilisation * setting.peak) for total in totals]
     batches = None if setting.steps is None else setting.steps * setting.accumulate
@@ -250,10 +253,11 @@ def feature_bytes(encoder: Encoder) -> int:
 def tower_flops(encoder: Encoder) -> float:
     """FLOPs of the frozen vision tower for one picture.
 
-    Counted where the tower runs without weights; else 2 for each parameter of the checkpoint outside its LLM and each patch feature.
+    Counted where the tower runs without weights; where it has an image processor, which wants pixels: 2 for each parameter of the checkpoint
+    outside its LLM and each patch feature.
     """
     tower = encoder.tower
-    if next(tower.parameters(), None) is None:
+    if hasattr(tower, "processor"):
         parts = parts_of(encoder)["vision tower and projector"]
         return 2.0 * tower.patches * sum(parameter.numel() for parameter in parts)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
