@@ -230,11 +230,9 @@ def llm_of(encoder: Encoder) -> Any:
     return getattr(getattr(encoder, "backbone", None), "llm", None)
 
 
-def quantisation_of(encoder: Any) -> str:
+def quantisation_of(encoder: Encoder) -> str:
     """How its LLM's weights are packed."""
-    backbone = getattr(encoder, "backbone", None)
-    checkpoint = getattr(backbone, "words", None) or getattr(backbone, "checkpoint", None)
-    return str(getattr(checkpoint, "quantisation", "none"))
+    return next((checkpoint.quantisation for checkpoint in reversed(encoder.base_models().values())), "none")
 
 
 def precision_of(encoder: Encoder, setting: Setting) -> Precision:
@@ -253,8 +251,8 @@ def feature_bytes(encoder: Encoder) -> int:
 def tower_flops(encoder: Encoder) -> float:
     """FLOPs of the frozen vision tower for one picture.
 
-    Counted where the tower runs without weights; where it has an image processor, which wants pixels: 2 for each parameter of the checkpoint
-    outside its LLM and each patch feature.
+    Counted where the tower runs without weights. Where it has an image processor, which wants pixels: 2 for each parameter of the
+    checkpoint outside its LLM and each patch feature.
     """
     tower = encoder.tower
     if hasattr(tower, "processor"):

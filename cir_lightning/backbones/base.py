@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from cir_lightning.backbones.checkpoints import Checkpoint
+
 
 class VisionTower(nn.Module, ABC):
     """A frozen picture encoder whose output never changes, so that it is computed once per picture (:mod:`cir_lightning.cache`).
@@ -73,6 +75,10 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def build(self) -> None:
         """Read the weights and make ``tower``, ``llm`` and ``tokenizer``."""
+
+    def base_models(self) -> dict[str, Checkpoint]:
+        """The checkpoints that it is built on, by the argument that is their revision; the LLM's is the last one."""
+        return {}
 
     def read(self, embeds: Tensor, mask: Tensor, seen: Tensor, vision: Tensor | None) -> Tensor:  # noqa: ARG002 - for LVLMs that have some
         """The LLM's last hidden states (B, L, D).

@@ -122,12 +122,24 @@ class Checkpoint:
         loaded: PreTrainedModel = model.eval()
         return loaded
 
+    def commit(self) -> str | None:
+        """The commit on the hub that it is read from; None of a local folder.
+
+        Raises:
+            UserError: as :meth:`config`, which fetches it.
+        """
+        from huggingface_hub import try_to_load_from_cache
+
+        self.config()
+        found = None if Path(self.name).is_dir() else try_to_load_from_cache(self.name, "config.json", revision=self.revision or "main")
+        return Path(found).parent.name if isinstance(found, str) else None
+
     def key(self) -> str:
         """What identifies its weights: the commit on the hub; of a folder, its name and a hash of its files' sizes and ends."""
         name = self.name.strip("/").split("/")[-1]
         precision = "-".join(filter(None, (self.dtype, "" if self.quantisation == "none" else self.quantisation)))
         if not Path(self.name).is_dir():
-            return f"{name}-{getattr(self.config(), '_commit_hash', None) or self.revision}-{precision}"
+            return f"{name}-{self.commit() or self.revision}-{precision}"
         digest = hashlib.sha256()
         for file in sorted(path for path in Path(self.name).iterdir() if path.suffix in {".json", ".safetensors", ".bin"}):
             with file.open("rb") as content:

@@ -102,6 +102,10 @@ class ComposedLVLM(Backbone):
         self.words = Checkpoint(llm, llm_revision, dtype=dtype, quantisation=quantisation)
         self.image_size, self.lora, self.gradient_checkpointing = image_size, lora, gradient_checkpointing
 
+    def base_models(self) -> dict[str, Checkpoint]:
+        """See :class:`~cir_lightning.backbones.base.Backbone`."""
+        return {"vision_revision": self.eyes, "llm_revision": self.words}
+
     def build(self) -> None:
         """See :class:`~cir_lightning.backbones.base.Backbone`."""
         quiet_transformers()

@@ -176,6 +176,10 @@ class HFLVLM(Backbone):
         self.checkpoint = Checkpoint(model, revision, dtype=dtype, quantisation=quantisation)
         self.image_size, self.tiles, self.lora, self.gradient_checkpointing = image_size, tiles, lora, gradient_checkpointing
 
+    def base_models(self) -> dict[str, Checkpoint]:
+        """See :class:`~cir_lightning.backbones.base.Backbone`."""
+        return {"revision": self.checkpoint}
+
     def build(self) -> None:
         """See :class:`~cir_lightning.backbones.base.Backbone`."""
         quiet_transformers()
