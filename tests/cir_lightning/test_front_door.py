@@ -27,10 +27,18 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize(("option", "shown"), [("--help", "usage: cir COMMAND"), ("--version", f"cir-lightning {__version__}")])
+LIGHT = [
+    ("--help", "usage: cir COMMAND"),
+    ("--version", f"cir-lightning {__version__}"),
+    ("estimate --help", "usage: cir estimate"),
+    ("export --help", "usage: cir export"),
+]
+
+
+@pytest.mark.parametrize(("option", "shown"), LIGHT)
 def test_help_and_version_are_light(option, shown):
     code = "import sys; from cir_lightning.cli import main; rc = main(sys.argv[1:]); print(*sys.modules); sys.exit(rc)"
-    run = subprocess.run([sys.executable, "-c", code, option], capture_output=True, text=True, check=False)
+    run = subprocess.run([sys.executable, "-c", code, *option.split()], capture_output=True, text=True, check=False)
     *text, modules = run.stdout.splitlines()
     assert run.returncode == 0
     assert shown in "\n".join(text)
