@@ -92,6 +92,13 @@ def test_every_recipe_parses(recipe, capsys):
         assert dict(leaves(printed))[key] == value, key
 
 
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe.startswith("backbones/")])
+def test_no_backbone_takes_the_mini_models_picture_size_over(recipe, capsys):
+    assert main(["fit", "--config=fashioniq.yaml", f"--config={recipe}", "--print_config"]) == 0
+    backbone = yaml.safe_load(capsys.readouterr().out)["model"]["encoder"]["init_args"]["backbone"]["init_args"]
+    assert backbone["image_size"] in {None, 336, 448}
+
+
 @pytest.mark.parametrize("recipe", COMPLETE)
 def test_the_combiner_goes_over_every_recipe(recipe, capsys):
     assert main(["fit", "--config", recipe, "--config", "combiner.yaml", "--print_config"]) == 0
