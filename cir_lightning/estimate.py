@@ -66,12 +66,10 @@ class Precision:
     Attributes:
         weights: bytes of a frozen floating-point weight.
         autocast: whether the trainer casts to 16 bits (``bf16-mixed``).
-        quantisation: of the LLM's linear layers: ``none``, ``nf4`` or ``int8``.
     """
 
     weights: int = 4
     autocast: bool = False
-    quantisation: str = "none"
 
     @property
     def activations(self) -> int:

@@ -28,7 +28,7 @@ config.json is enough) and nothing is run. The options of cir fit override the r
   --margin         share of its memory that stays free for the context, workspaces and fragmentation; by default 0.1
   --caption_words  of a typical caption; by default 12, as in Fashion-IQ
   --pictures       of the benchmark, where their number is not known
-  --json           write the tables to this file, too; bytes, FLOP and seconds
+  --json           write the tables to this file, too
 
 The formulas are in cir_lightning/estimate.py. They are held against measurement on tiny models on the CPU; peak memory of a GPU is
 unrun."""

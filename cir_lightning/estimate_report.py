@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cir_lightning.template import Template
 
 GIB = 2**30
+LARGEST = "largest batch_size"
 PICTURES = {  # that this project reads of a benchmark: those in its triplets, queries and galleries
     "FashionIQ": 54_885,
     "Shoes": 13_137,
@@ -87,7 +88,7 @@ class Table(NamedTuple):
 
     Attributes:
         title: of the table.
-        columns: name and unit of each column of numbers: ``bytes``, ``FLOP``, ``s`` or nothing for a plain number.
+        columns: name and unit of each column of numbers: ``bytes``, or nothing where the rows' names have their own.
         rows: the content.
         notes: what the numbers leave out.
     """
@@ -123,7 +124,9 @@ def estimate(encoder: Encoder, setting: Setting) -> list[Table]:
         compute_table(encoder, setting, passes),
         cache_table(encoder, setting),
     ]
-    told = [table._replace(rows=[(name, values) for name, values in table.rows if any(value != 0 for value in values)]) for table in tables]
+    told = [
+        table._replace(rows=[row for row in table.rows if row[0] == LARGEST or any(value != 0 for value in row[1])]) for table in tables
+    ]
     return [table for table in told if table.rows]
 
 
@@ -172,7 +175,7 @@ def memory_tables(encoder: Encoder, setting: Setting, passes: list[Pass], traina
     rows += [*grows.items(), ("all", tuple(totals)), (f"{setting.gpu.name} less {setting.margin:.0%}", (usable, usable))]
     fits: list[Row] = [
         ("fits", tuple("yes" if total <= usable else "no" for total in totals)),
-        ("largest batch_size", tuple(max(0, int(size)) for size in batch)),
+        (LARGEST, tuple(max(0, int(size)) for size in batch)),
     ]
     without = () if llm is not None else ("there is no LLM to keep activations of; those of the small networks are left out",)
     return [
@@ -239,7 +242,7 @@ def precision_of(encoder: Encoder, setting: Setting) -> Precision:
     """The format of its frozen weights and of its activations."""
     llm = llm_of(encoder)
     size = 4 if llm is None else llm.get_input_embeddings().weight.element_size()
-    return Precision(size, "mixed" in setting.precision, quantisation_of(encoder))
+    return Precision(size, "mixed" in setting.precision)
 
 
 def feature_bytes(encoder: Encoder) -> int:

@@ -141,6 +141,15 @@ def test_real_sizes_take_seconds(config, recipe, llm, native, capsys, tmp_path):
     assert kept > 10 * again
 
 
+def test_what_does_not_fit(capsys, tmp_path):
+    llava().save_pretrained(tmp_path / "model")
+    backbone = "--model.encoder.init_args.backbone.init_args"
+    configs = ["--config=fashioniq.yaml", "--config=backbones/llava-1.6.yaml"]
+    _, tables = estimated(capsys, *configs, f"{backbone}.model={tmp_path / 'model'}", f"{backbone}.dtype=float32", "--gpu=rtx4090-24")
+    verdict = column(tables["batch_size 32 on rtx4090-24"], "with checkpointing (recipe)")
+    assert verdict == {"fits": "no", "largest batch_size": 0}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -119,6 +119,22 @@ def test_the_packaged_weights(picture, converted, monkeypatch, tmp_path):
     torch.testing.assert_close(vectors(load(tmp_path / "merged"), picture), vectors(load("emoji"), picture), atol=1e-5, rtol=0)
 
 
+def test_a_model_without_an_llm(picture, tmp_path):
+    config = {
+        "model": {"encoder": {"class_path": "cir_lightning.backbones.combiner.Combiner", "init_args": {"width": 16, "hidden": 8}}},
+        "data": {"class_path": "data_modules.emoji.EmojiCIR", "init_args": {}},
+    }
+    built = make_encoder(config)
+    built.build()
+    part = torch.nn.ModuleDict({"encoder": built})
+    content = {"state_dict": trained_state(part, part.state_dict()), "tower": built.tower.key, CONFIG_KEY: yaml.safe_dump(config)}
+    torch.save(content | {"pytorch-lightning_version": "2.6.6"}, tmp_path / "combiner.ckpt")
+    assert main(["export", str(tmp_path / "combiner.ckpt"), str(tmp_path / "mine")]) == 0
+    assert not list((tmp_path / "mine").glob("adapter*"))
+    assert torch.equal(vectors(load(tmp_path / "mine"), picture), vectors(load(tmp_path / "combiner.ckpt"), picture))
+    assert main(["export", str(tmp_path / "combiner.ckpt"), str(tmp_path / "merged"), "--merge"]) == 2
+
+
 def test_an_export_can_be_exported(run, picture, tmp_path):
     assert main(["export", str(run), str(tmp_path / "first")]) == 0
     assert main(["export", str(tmp_path / "first"), str(tmp_path / "second")]) == 0
