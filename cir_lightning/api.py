@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jsonargparse import ArgumentParser
@@ -15,12 +15,13 @@ from torch import nn
 
 from cir_lightning.checkpoint import load_trained
 from cir_lightning.encoder import Encoder
+from cir_lightning.exported import check_base
 from cir_lightning.weights import find_weights, read_weights
 from data_modules.errors import UserError
 from data_modules.images import load_image, to_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -110,20 +111,42 @@ def load(name: str | PathLike[str], device: str = "cpu") -> Retriever:
     """A trained model.
 
     Args:
-        name: a run folder, a checkpoint file, or the name of packaged weights (``emoji``).
+        name: a run folder, what ``cir export`` wrote, a checkpoint file, or the name of packaged weights (``emoji``).
         device: where it runs.
 
     Raises:
-        UserError: there are no such weights, or they do not fit their own config.
+        UserError: there are no such weights, they do not fit their own config, or the base model is of another revision.
     """
     state, tower, config = read_weights(find_weights(str(name)))
+    encoder = make_encoder(config)
+    check_base(encoder, config, str(name))
+    restore(encoder, state, tower, str(name))
+    return Retriever(encoder.to(device), config["data"]["init_args"].get("transform", "letterbox"))
+
+
+def make_encoder(config: dict[str, Any]) -> Encoder:
+    """The encoder of a run's config, not built yet."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Encoder, "encoder")
     encoder: Encoder = parser.instantiate(parser.parse_object({"encoder": config["model"]["encoder"]})).encoder
+    return encoder
+
+
+def restore(encoder: Encoder, state: Mapping[str, Tensor], tower: str, name: str) -> None:
+    """Build an encoder and give it its trained weights.
+
+    Args:
+        encoder: not built yet.
+        state: trained tensors by name; those of the loss are left out.
+        tower: key of the vision tower that they were trained on.
+        name: of the weights, for messages.
+
+    Raises:
+        UserError: they are of another model or vision tower.
+    """
     encoder.build()
     if tower != encoder.tower.key:
         raise UserError(f"{name}: the weights were trained on the vision tower {tower!r}, but this installation has {encoder.tower.key!r}")
     part = nn.ModuleDict({"encoder": encoder})
     mine = {key: value for key, value in state.items() if key.startswith("encoder.")}
     load_trained(part, mine)
-    return Retriever(encoder.to(device), config["data"]["init_args"].get("transform", "letterbox"))

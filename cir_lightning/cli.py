@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 COMMANDS = {
@@ -11,9 +12,12 @@ COMMANDS = {
     "validate": "score on the val split:   cir validate --ckpt_path runs/emoji",
     "test": "score on the test split:  cir test --ckpt_path runs/emoji",
     "predict": "write ranked lists:       cir predict --ckpt_path runs/emoji",
+    "estimate": "memory and time, untried: cir estimate --config emoji.yaml --gpu h100-80",
+    "export": "give a model away:        cir export runs/emoji my-model",
     "data": "get a benchmark:          cir data download fashioniq",
     "convert": "convert a checkpoint:     cir convert qwen-vl-chat SRC DST",
 }
+LIGHT = ("data", "estimate", "export", "convert")  # modules of their own, which import what they need when they need it
 USAGE_ERROR, STOPPED = 2, 130
 
 
@@ -78,14 +82,9 @@ def _dispatch(argv: list[str]) -> int:
     from data_modules.errors import UserError
 
     try:
-        if argv[0] == "data":
-            from cir_lightning.data_cli import run as run_data
-
-            return run_data(argv[1:])
-        if argv[0] == "convert":
-            from cir_lightning.convert_cli import run as run_convert
-
-            return run_convert(argv[1:])
+        if argv[0] in LIGHT:
+            code: int = import_module(f"cir_lightning.{argv[0]}_cli").run(argv[1:])
+            return code
         from cir_lightning.lightning_cli import run
 
         run(argv)

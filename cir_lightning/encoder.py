@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cir_lightning.backbones.base import Backbone, VisionTower
+    from cir_lightning.backbones.checkpoints import Checkpoint
     from cir_lightning.connector import Connector
     from cir_lightning.prompt_pool import SoftPrompt
 
@@ -100,6 +101,10 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def build(self) -> None:
         """Read weights and create parameters."""
+
+    def base_models(self) -> dict[str, Checkpoint]:
+        """The checkpoints that it is built on; see :meth:`cir_lightning.backbones.base.Backbone.base_models`."""
+        return {}
 
     @abstractmethod
     def see(self, features: Tensor, vision: Tensor | None = None) -> Sight:
@@ -180,6 +185,10 @@ class IntentEncoder(Encoder):
                     f"{template.key} lacks the hole {{soft}}: the {type(soft_prompt).__name__} would be ignored; add it or use NoPrompt"
                 )
         self.pooling, self.chat, self.projected_width, self.with_residual = pooling, chat, width, residual
+
+    def base_models(self) -> dict[str, Checkpoint]:
+        """See :class:`Encoder`."""
+        return self.backbone.base_models()
 
     def build(self) -> None:
         """Read the backbone's weights and create what is trained."""

@@ -155,15 +155,38 @@ def refuse_to_go_on(checkpoint: dict[str, Any], path: str, max_steps: int) -> No
         )
 
 
-def run(argv: list[str]) -> None:
+class Parsed(CIRCLI):
+    """Parses what ``cir fit`` does, makes the model and the data module, and leaves it at that: no trainer, no weights, no folder."""
+
+    def before_instantiate_classes(self) -> None:
+        """Nothing is going to be run."""
+
+    def _set_seed(self) -> None:
+        """Nothing is going to be random."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """None."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing."""
+
+
+def run(argv: list[str], kind: type[CIRCLI] = CIRCLI) -> CIRCLI | None:
     """Run one command of the front door.
+
+    Args:
+        argv: the command and its options.
+        kind: what is done with them.
+
+    Returns:
+        What has run; None where only help or the configuration was asked for.
 
     Raises:
         UserError: a mistake that the user can mend.
     """
     _quiet()
     try:
-        CIRCLI(
+        cli = kind(
             CIRModule,
             CIRDataModule,
             subclass_mode_data=True,
@@ -186,7 +209,9 @@ def run(argv: list[str]) -> None:
             raise KeyboardInterrupt from left
         if left.code not in (0, None):
             raise
+        cli = None
     sys.stdout.flush()
+    return cli
 
 
 def _user_error_below(error: BaseException | None) -> UserError | None:

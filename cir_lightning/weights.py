@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cir_lightning.checkpoint import CONFIG_KEY, find_checkpoint, parse_config, read_checkpoint
+from cir_lightning.exported import MODULES, is_exported, read_exported
 from cir_lightning.storage import replace_file
 from data_modules.errors import UserError
 
@@ -26,11 +27,13 @@ PACKAGED = Path(__file__).parent / "pretrained"
 
 
 def find_weights(name: str) -> Path:
-    """A run folder's best (or else last) checkpoint, a file as given, or the packaged weights of that name.
+    """A run folder's best (or else last) checkpoint, what ``cir export`` wrote, a file as given, or the packaged weights of that name.
 
     Raises:
         UserError: there is none of them; the packaged ones are named.
     """
+    if is_exported(Path(name)):
+        return Path(name) / MODULES
     for candidate in (find_checkpoint(Path(name)), PACKAGED / f"{name}.safetensors"):
         if candidate.is_file():
             return candidate
@@ -44,6 +47,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
     Raises:
         UserError: the file is damaged or of another kind.
     """
+    if path.name == MODULES and is_exported(path.parent):
+        return read_exported(path.parent)
     if path.suffix != ".safetensors":
         checkpoint = read_checkpoint(path)
         return checkpoint["state_dict"], checkpoint["tower"], parse_config(checkpoint[CONFIG_KEY], path)

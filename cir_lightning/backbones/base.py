@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from cir_lightning.backbones.checkpoints import Checkpoint
+
 
 LARGEST = 65504.0  # of float16
 
@@ -97,6 +99,10 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def build(self) -> None:
         """Read the weights and make ``tower``, ``llm`` and ``tokenizer``."""
+
+    def base_models(self) -> dict[str, Checkpoint]:
+        """The checkpoints that it is built on, by the argument that is their revision; the LLM's is the last one."""
+        return {}
 
     def read(self, embeds: Tensor, mask: Tensor, seen: Tensor, vision: Tensor | None) -> Tensor:
         """The LLM's last hidden states (B, L, D).

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from safetensors import SafetensorError
 
+from cir_lightning.backbones.skeleton import CountingTokenizer, on_meta
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
@@ -62,17 +63,24 @@ class Checkpoint:
         return self._config
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Its tokenizer.
+        """Its tokenizer; on torch's device ``meta`` one that only counts, if there is none.
 
         Raises:
             UserError: there is none.
         """
         from transformers import AutoTokenizer
 
-        tokenizer: PreTrainedTokenizerBase = self._read(AutoTokenizer, "a tokenizer")
-        if not tokenizer("picture", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one where files are missing
-            raise UserError(f"{self.name} has no tokenizer, or one that knows no words; get its files again")
-        return tokenizer
+        try:
+            tokenizer: PreTrainedTokenizerBase = self._read(AutoTokenizer, "a tokenizer")
+        except UserError:
+            if not on_meta():
+                raise
+            return CountingTokenizer()  # type: ignore[return-value]
+        if tokenizer("a")["input_ids"]:
+            return tokenizer
+        if on_meta():  # no words at all are what some families' classes make of missing files
+            return CountingTokenizer()  # type: ignore[return-value]
+        raise UserError(f"cannot read a tokenizer of {self.name!r}: it knows no words, so files are missing; get them again")
 
     def image_processor(self) -> Any:
         """Its image processor on Pillow, whose pixels do not depend on whether torchvision is installed.
@@ -93,7 +101,7 @@ class Checkpoint:
         return model
 
     def load(self, keep: Sequence[str] = (), reader: str = "AutoModel") -> PreTrainedModel:
-        """The model in evaluation mode, on torch's default device.
+        """The model in evaluation mode, on torch's default device; on ``meta`` without reading weights.
 
         Args:
             keep: names of parts that are not quantised.
@@ -104,6 +112,9 @@ class Checkpoint:
         """
         import transformers
 
+        if on_meta():
+            skeleton: PreTrainedModel = self.skeleton(reader).to(getattr(torch, self.dtype)).eval()
+            return skeleton
         options: dict[str, Any] = {"config": self.config(), "dtype": getattr(torch, self.dtype), "output_loading_info": True}
         options |= {"device_map": {"": torch.get_default_device()}, "quantization_config": self._quantised(keep)}
         model, found = self._read(getattr(transformers, reader), "weights", **options)
@@ -114,12 +125,24 @@ class Checkpoint:
         loaded: PreTrainedModel = model.eval()
         return loaded
 
+    def commit(self) -> str | None:
+        """The commit on the hub that it is read from; None of a local folder.
+
+        Raises:
+            UserError: as :meth:`config`, which fetches it.
+        """
+        from huggingface_hub import try_to_load_from_cache
+
+        self.config()
+        found = None if Path(self.name).is_dir() else try_to_load_from_cache(self.name, "config.json", revision=self.revision or "main")
+        return Path(found).parent.name if isinstance(found, str) else None
+
     def key(self) -> str:
         """What identifies its weights: the commit on the hub; of a folder, its name and a hash of its files' sizes and ends."""
         name = self.name.strip("/").split("/")[-1]
         precision = "-".join(filter(None, (self.dtype, "" if self.quantisation == "none" else self.quantisation)))
         if not Path(self.name).is_dir():
-            return f"{name}-{getattr(self.config(), '_commit_hash', None) or self.revision}-{precision}"
+            return f"{name}-{self.commit() or self.revision}-{precision}"
         digest = hashlib.sha256()
         for file in sorted(path for path in Path(self.name).iterdir() if path.suffix in {".json", ".safetensors", ".bin"}):
             with file.open("rb") as content:

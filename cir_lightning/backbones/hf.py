@@ -21,6 +21,7 @@ from cir_lightning.backbones.base import Backbone, VisionTower, to_half
 from cir_lightning.backbones.checkpoints import Checkpoint, Quantisation
 from cir_lightning.backbones.lora import adapt, without_adapters
 from cir_lightning.backbones.mini import quiet_transformers
+from cir_lightning.backbones.skeleton import on_meta, vision_shape
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
@@ -113,8 +114,10 @@ class Vision(VisionTower):
         self._borrowed = (base,)
         self.family, self.processor, self.image_size, self.native, self.trained = family, processor, image_size, native, trained
         self.key = f"{key}-{image_size}px-{'tokens' if native else 'patches'}"
-        probe = self(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8))
-        self.patches, self.width = probe.shape[1:]
+        if on_meta():
+            self.patches, self.width = vision_shape(base.config, image_size, native=native)  # type: ignore[arg-type]
+        else:
+            self.patches, self.width = self(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)).shape[1:]
 
     @property
     def device(self) -> torch.device:
@@ -197,6 +200,10 @@ class HFLVLM(Backbone):
         self.quantised = quantisation != "none"
         self.image_size, self.tiles, self.lora, self.gradient_checkpointing = image_size, tiles, lora, gradient_checkpointing
 
+    def base_models(self) -> dict[str, Checkpoint]:
+        """See :class:`~cir_lightning.backbones.base.Backbone`."""
+        return {"revision": self.checkpoint}
+
     def build(self) -> None:
         """See :class:`~cir_lightning.backbones.base.Backbone`."""
         quiet_transformers()
@@ -221,13 +228,14 @@ class HFLVLM(Backbone):
         self.llm = self.base.get_submodule(self.family.llm)  # type: ignore[assignment]
         self.tokenizer = self.checkpoint.tokenizer()
         self._image_token = int(config.image_token_id)
-        size, key, processor = self.image_size or _default_size(config), self.checkpoint.key(), self.checkpoint.image_processor()
+        size, key = self.image_size or _default_size(config), self.checkpoint.key()
+        processor = None if on_meta() else self.checkpoint.image_processor()
         if self.vision_lora is not None:
             self.vision_lora.add_to(self.base.get_submodule(self.family.eyes))
         options: dict[str, Any] = {"image_size": size, "key": key, "trained": self.vision_lora is not None}
         self.tower = Vision(self.base, self.family, processor, **options)
         self.vision = Vision(self.base, self.family, processor, **options, native=True)
-        if self.vision_lora is not None:
+        if self.vision_lora is not None and not on_meta():
             self._freeze_unread_layers()
         adapt(self.llm, self.lora, gradient_checkpointing=self.gradient_checkpointing)
 

