@@ -103,7 +103,8 @@ def _about(encoder: Any, tower: str, config: dict[str, Any], *, merged: bool) ->
     base = {}
     for option, checkpoint in encoder.base_models().items():
         base[option] = {"model": checkpoint.name, "commit": checkpoint.commit(), "key": checkpoint.key()}
-        model["init_args"]["backbone"]["init_args"][option] = checkpoint.commit() or checkpoint.revision
+        if pinned := checkpoint.commit() or checkpoint.revision:
+            model["init_args"]["backbone"]["init_args"][option] = pinned
     if merged:
         model["init_args"]["backbone"]["init_args"]["lora"] = None
     data = {"class_path": config["data"]["class_path"], "init_args": {"transform": transform_of(config)}}

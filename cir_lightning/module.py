@@ -119,7 +119,7 @@ class CIRModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot train, and get the patch features of every picture that this stage needs."""
-        if self.trainer.precision in {"bf16-true", "16-true"}:
+        if self.trainer.precision.endswith("-true") and self.trainer.precision != "32-true":
             raise UserError(
                 f"trainer.precision={self.trainer.precision!r} would round the trained float32 weights at every step, so that small "
                 "updates are lost; use bf16-mixed"
@@ -299,12 +299,16 @@ class CIRModule(LightningModule):
         """Keep only what is trained, and what it was trained on."""
         checkpoint["state_dict"] = trained_state(self, checkpoint["state_dict"])
         checkpoint["tower"] = self.encoder.tower.key
+        checkpoint["base"] = {option: base.key() for option, base in self.encoder.base_models().items()}
         if self.run_config:
             checkpoint[CONFIG_KEY] = self.run_config
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose frozen tower is another one."""
         self._check_tower(str(checkpoint.get("tower")))
+        for option, base in self.encoder.base_models().items():
+            if (trained := checkpoint.get("base", {}).get(option, base.key())) != base.key():
+                raise UserError(f"the weights were trained on {trained!r}, but {base.name} is now {base.key()!r}; use the model of then")
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: FBT001, FBT002 - torch's
         """Strict about what is trained; frozen weights come with the backbone."""

@@ -89,14 +89,19 @@ class Template:
         """
         if not tokenizer.chat_template:
             raise UserError(f"{self.key}: chat is on, but the tokenizer has no chat template; set model.encoder.init_args.chat to false")
-        for content in (self.text, [{"type": "text", "text": self.text}]):  # multimodal templates want parts
+        text = self.text.strip()  # as some templates do
+        for content in (text, [{"type": "text", "text": text}]):  # multimodal templates want parts
             asked = _render(tokenizer, content, answer=False)
             whole = _render(tokenizer, content, answer=True)
-            if self.text in asked and whole.startswith(asked) and whole != asked:
+            if text in asked and whole.startswith(asked):
                 break
         else:
             raise UserError(f"{self.key}={self.text!r} does not come out of the tokenizer's chat template as it is; set chat to false")
         bos = tokenizer.bos_token or ""
+        if whole == asked and self.pooled == "answer":
+            raise UserError(
+                f"{self.key}: positions is 'answer', but the tokenizer's chat template does not begin one; set after_image or all"
+            )
         chat = Template(asked.removeprefix(str(bos)), self.key, self.pooled)
         chat.answer = whole[len(asked) :]
         return chat
@@ -136,9 +141,9 @@ class Template:
         pieces.append([tokenizer(self.answer, add_special_tokens=False)["input_ids"] if self.answer else []] * len(image))
         rows = [torch.tensor(first + sum(row, []) + last) for row in zip(*pieces, strict=True)]  # noqa: RUF017 - six short lists
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=_PAD).to(image.device)
-        embeds = embed(ids.clamp_min(0)).to(image.dtype)
-        embeds = embeds.masked_scatter((ids == _IMAGE)[..., None], image)
-        embeds = embeds.masked_scatter((ids == _SOFT)[..., None], soft)
+        embeds = embed(ids.clamp_min(0)).to(torch.promote_types(image.dtype, soft.dtype))
+        embeds = embeds.masked_scatter((ids == _IMAGE)[..., None], image.to(embeds.dtype))
+        embeds = embeds.masked_scatter((ids == _SOFT)[..., None], soft.to(embeds.dtype))
         real = ids != _PAD
         return Prompt(embeds, real.long(), ids == _VISION, real & self._from(pieces, len(first), ids))
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors import SafetensorError
 
 from cir_lightning.backbones.skeleton import CountingTokenizer, on_meta
 from data_modules.errors import UserError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Quantisation = Literal["none", "nf4", "int8"]
-_ENDS = 1 << 16  # bytes at each end of a file of weights that identify it
+_SMALL = 1 << 26  # bytes of a file that is hashed as a whole
 
 
 class Checkpoint:
@@ -39,7 +40,10 @@ class Checkpoint:
         dtype: Literal["bfloat16", "float32"] = "bfloat16",
         quantisation: Quantisation = "none",
     ) -> None:
-        self.name, self.revision, self.dtype, self.quantisation = name, revision, dtype, quantisation
+        self.name = str(Path(name).expanduser()) if name.startswith("~") else name
+        self.revision, self.dtype, self.quantisation = revision, dtype, quantisation
+        self._key: str | None = None
+        self._kind = ""  # its own, where it is read as one of another family
         self._config: PreTrainedConfig | None = None
 
     def config(self) -> PreTrainedConfig:
@@ -59,6 +63,7 @@ class Checkpoint:
         from transformers import AutoConfig
 
         config = self.config()
+        self._kind = config.model_type
         self._config = AutoConfig.for_model(model_type, **{name: getattr(config, name) for name in fields if hasattr(config, name)})
         return self._config
 
@@ -77,10 +82,18 @@ class Checkpoint:
                 raise
             return CountingTokenizer()  # type: ignore[return-value]
         if tokenizer("a")["input_ids"]:
+            tokenizer.chat_template = tokenizer.chat_template or self._chat_template()
             return tokenizer
         if on_meta():  # no words at all are what some families' classes make of missing files
             return CountingTokenizer()  # type: ignore[return-value]
         raise UserError(f"cannot read a tokenizer of {self.name!r}: it knows no words, so files are missing; get them again")
+
+    def _chat_template(self) -> str | None:
+        """Of ``chat_template.json``, where multimodal models have it."""
+        from transformers.utils.hub import cached_file
+
+        file = cached_file(self.name, "chat_template.json", revision=self.revision or "main", _raise_exceptions_for_missing_entries=False)
+        return json.loads(Path(file).read_text(encoding="utf-8"))["chat_template"] if file else None
 
     def image_processor(self) -> Any:
         """Its image processor on Pillow, whose pixels do not depend on whether torchvision is installed.
@@ -138,18 +151,35 @@ class Checkpoint:
         return Path(found).parent.name if isinstance(found, str) else None
 
     def key(self) -> str:
-        """What identifies its weights: the commit on the hub; of a folder, its name and a hash of its files' sizes and ends."""
-        name = self.name.strip("/").split("/")[-1]
-        precision = "-".join(filter(None, (self.dtype, "" if self.quantisation == "none" else self.quantisation)))
+        """What identifies its weights: id and commit on the hub; of a folder, a hash of its files.
+
+        Of files of more than 64 MB, every megabyte's first 4 KB are hashed: what training or another conversion changes is everywhere.
+
+        Raises:
+            UserError: the commit on the hub is not known.
+        """
+        if self._key is None:
+            self._key = "-".join([self._origin(), self.dtype, *([] if self.quantisation == "none" else [self.quantisation])])
+        return self._key
+
+    def _origin(self) -> str:
+        kind = self._kind or self.config().model_type
         if not Path(self.name).is_dir():
-            return f"{name}-{self.commit() or self.revision}-{precision}"
+            if (commit := self.commit()) is None:
+                raise UserError(f"{self.name}: its commit on the hub is not known; fetch it with hf download, or give its revision")
+            return f"{kind}-{self.name.replace('/', '--')}-{commit}"
         digest = hashlib.sha256()
         for file in sorted(path for path in Path(self.name).iterdir() if path.suffix in {".json", ".safetensors", ".bin"}):
+            size = file.stat().st_size
+            digest.update(f"{file.name} {size} ".encode())
             with file.open("rb") as content:
-                digest.update(f"{file.name} {(size := file.stat().st_size)} ".encode() + content.read(_ENDS))
-                content.seek(max(0, size - _ENDS))
-                digest.update(content.read())
-        return f"{name}-{digest.hexdigest()[:16]}-{precision}"
+                if size <= _SMALL:
+                    digest.update(content.read())
+                    continue
+                for start in range(0, size, 1 << 20):
+                    content.seek(start)
+                    digest.update(content.read(1 << 12))
+        return f"{kind}-{digest.hexdigest()[:16]}"
 
     def _quantised(self, keep: Sequence[str]) -> Any:
         if self.quantisation == "none":
@@ -171,7 +201,7 @@ class Checkpoint:
     def _read(self, reader: Any, what: str, **options: Any) -> Any:
         try:
             return reader.from_pretrained(self.name, revision=self.revision or "main", trust_remote_code=False, **options)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except Exception as error:  # damaged and foreign files make the library raise almost anything
             raise UserError(self._reason(error, what)) from error
 
     def _reason(self, error: Exception, what: str) -> str:
@@ -181,6 +211,12 @@ class Checkpoint:
                 f"{self.name} asks for code of its own, which is never run; use a model of transformers' own classes, or convert the "
                 "original Qwen-VL-Chat with cir convert qwen-vl-chat"
             )
-        where = "this folder" if Path(self.name).is_dir() else "it is neither a folder nor within reach on the hub"
-        remedy = "" if Path(self.name).is_dir() else "; fetch it beforehand with hf download, then HF_HUB_OFFLINE=1 works, or give a folder"
-        return f"cannot read {what} of {self.name!r} ({where}; {first[:200]}){remedy}"
+        if isinstance(error, UnpicklingError):
+            first = "its weights are pickles with code in them, which is never run"
+        if Path(self.name).is_dir():
+            return f"cannot read {what} of the folder {self.name!r} ({first[:200]}); get its files again, as safetensors"
+        revision = f", revision {self.revision!r}" if self.revision else ""
+        return (
+            f"cannot read {what} of {self.name!r}{revision} (no folder, and not within reach on the hub: {first[:200]}); check the name, "
+            "and fetch it beforehand with hf download, then HF_HUB_OFFLINE=1 works"
+        )

@@ -42,7 +42,14 @@ class PatchTower(VisionTower):
         if on_meta():
             self.width = int(model.config.hidden_size)  # type: ignore[union-attr,arg-type]
             return
-        hidden = getattr(self._run(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)), "last_hidden_state", None)
+        try:
+            hidden = getattr(self._run(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)), "last_hidden_state", None)
+        except Exception as error:  # other kinds of models raise almost anything
+            reason = str(error).partition("\n")[0][:150]
+            raise UserError(
+                f"vision tower {key!r} cannot encode a picture of {image_size} x {image_size} pixels ({reason}); set the image_size that "
+                "it was trained on, or use a vision transformer, such as SigLIP or DINOv2"
+            ) from error
         if self.patches < 2 or hidden is None or hidden.ndim != 3 or hidden.shape[1] < self.patches:
             found = "nothing" if hidden is None else f"a last hidden state of shape {tuple(hidden.shape)}"
             raise UserError(f"vision tower {key!r} gives {found}, no vector per patch; use a vision transformer, such as SigLIP or DINOv2")
@@ -111,13 +118,13 @@ class ComposedLVLM(Backbone):
     def build(self) -> None:
         """See :class:`~cir_lightning.backbones.base.Backbone`."""
         quiet_transformers()
-        if self.words.config().is_encoder_decoder:
-            raise UserError(f"backbone.llm={self.words.name!r} has an encoder and a decoder; use a decoder-only model, such as Qwen3")
+        if self.words.config().is_encoder_decoder or not hasattr(self.words.config(), "hidden_size"):
+            raise UserError(f"backbone.llm={self.words.name!r} is no decoder-only language model; use one, such as Qwen3")
         model: Any = self.eyes.load()
         model = getattr(model, "vision_model", model)
         size = self.image_size or int(getattr(model.config, "image_size", 224))
         processor = None if on_meta() else self.eyes.image_processor()
-        self.tower = PatchTower(model, processor, image_size=size, key=self.eyes.key())
+        self.tower = PatchTower(model, processor, image_size=size, key=f"{self.eyes.key()}-last")
         self.llm = self.words.load()
         self.tokenizer = self.words.tokenizer()
         adapt(self.llm, self.lora, gradient_checkpointing=self.gradient_checkpointing)

@@ -10,7 +10,7 @@ Shapes: B batch, S picture side in pixels, N patches, Dv patch feature width, V 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,8 +25,6 @@ from cir_lightning.backbones.skeleton import on_meta, vision_shape
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from cir_lightning.backbones.lora import LoRA
 
 
@@ -39,7 +37,6 @@ class Family:
         llm: the language model within the base model.
         eyes: the vision transformer within the base model.
         nested: whether the image processor takes one list of pictures per sample.
-        processor: options of the image processor that make one view of a picture.
         list_of_tokens: whether the forward pass wants the visual tokens as one tensor per picture.
         image_type: value of ``token_type_ids`` at visual tokens, 0 elsewhere; None where the family has no such input.
         around: text before and after the visual tokens.
@@ -50,17 +47,15 @@ class Family:
     llm: str = "language_model"
     eyes: str = "vision_tower"
     nested: bool = False
-    processor: Mapping[str, Any] = field(default_factory=dict)
     list_of_tokens: bool = True
     image_type: int | None = None
     around: tuple[str, str] = ("", "")
     whole: bool = False
 
 
-_ONE_VIEW = {"do_image_splitting": False}
 _QWEN = Family("visual.merger", eyes="visual", around=("<|vision_start|>", "<|vision_end|>"))
 _FAKE = "<fake_token_around_image>"
-_IDEFICS = Family("connector", "text_model", "vision_model", nested=True, processor=_ONE_VIEW, around=(f"{_FAKE}<global-img>", _FAKE))
+_IDEFICS = Family("connector", "text_model", "vision_model", nested=True, around=(f"{_FAKE}<global-img>", _FAKE))
 FAMILIES: dict[str, Family] = {
     "blip-2": Family("qformer", "language_model.model", "vision_model", whole=True),
     "llava": Family(),
@@ -117,7 +112,18 @@ class Vision(VisionTower):
         if on_meta():
             self.patches, self.width = vision_shape(base.config, image_size, native=native)  # type: ignore[arg-type]
         else:
+            self._refuse_another_size(next(base.parameters()))
             self.patches, self.width = self(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)).shape[1:]
+
+    def _refuse_another_size(self, like: Tensor) -> None:
+        """Stop if the image processor would make another size of the pictures."""
+        inputs = self._inputs(torch.zeros(1, 3, self.image_size, self.image_size, dtype=torch.uint8), like)
+        side = inputs["pixel_values"].shape[-1]
+        if "image_grid_thw" in inputs:
+            config: Any = self._borrowed[0].config
+            side = int(inputs["image_grid_thw"][0, -1]) * config.vision_config.patch_size
+        if side != self.image_size and "image_sizes" not in inputs:  # LLaVA-1.6 cuts larger pictures into tiles
+            raise UserError(f"backbone.image_size={self.image_size}: this model's image processor makes {side} pixels of it; set {side}")
 
     @property
     def device(self) -> torch.device:
@@ -153,7 +159,9 @@ class Vision(VisionTower):
     def _inputs(self, pixels: Tensor, like: Tensor) -> dict[str, Tensor]:
         images = [picture.permute(1, 2, 0).cpu().numpy() for picture in pixels]
         nested = [[image] for image in images] if self.family.nested else images
-        given = self.processor(images=nested, return_tensors="pt", **self.family.processor)
+        one_view = {"do_image_splitting": False, "size": {"longest_edge": self.image_size}}
+        options = one_view if self.family.nested else {}
+        given = self.processor(images=nested, return_tensors="pt", **options)
         inputs = {name: given[name].to(like.device) for name in _PIXELS if name in given}
         if self.family is FAMILIES["llava"] and "image_sizes" in inputs:  # of LLaVA-1.6, whose first view is the overview
             inputs = {"pixel_values": inputs["pixel_values"][:, 0]}
@@ -198,6 +206,8 @@ class HFLVLM(Backbone):
         self.vision_lora = vision_lora
         self.checkpoint = Checkpoint(model, revision, dtype=dtype, quantisation=quantisation)
         self.quantised = quantisation != "none"
+        if lora is not None and lora.dora and quantisation == "int8":
+            raise UserError("lora.dora does not work over quantisation='int8'; use nf4, or set dora to false")
         self.image_size, self.tiles, self.lora, self.gradient_checkpointing = image_size, tiles, lora, gradient_checkpointing
 
     def base_models(self) -> dict[str, Checkpoint]:
@@ -228,7 +238,7 @@ class HFLVLM(Backbone):
         self.llm = self.base.get_submodule(self.family.llm)  # type: ignore[assignment]
         self.tokenizer = self.checkpoint.tokenizer()
         self._image_token = int(config.image_token_id)
-        size, key = self.image_size or _default_size(config), self.checkpoint.key()
+        size, key = self.image_size or _default_size(config), f"{self.checkpoint.key()}-{config.model_type}"
         processor = None if on_meta() else self.checkpoint.image_processor()
         if self.vision_lora is not None:
             self.vision_lora.add_to(self.base.get_submodule(self.family.eyes))

@@ -6,13 +6,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from peft import LoraConfig
-    from torch import nn
 
 
 @dataclass
@@ -52,7 +53,7 @@ class LoRA:
         """Freeze ``llm`` and put trainable float32 adapters on it, in place.
 
         Raises:
-            UserError: a number out of its range, or no layer of the model has one of the target names.
+            UserError: a number out of its range, or a target name that no linear layer of the model has.
         """
         from peft import inject_adapter_in_model  # here, so that a config with LoRA can be read without peft
 
@@ -61,11 +62,10 @@ class LoRA:
         if not 0 <= self.dropout < 1:
             raise UserError(f"lora.dropout={self.dropout} is no share; set 0 up to, but not including, 1")
         llm.requires_grad_(requires_grad=False)
-        try:
-            inject_adapter_in_model(self.config(), llm)
-        except ValueError as error:
-            names = sorted({name.rsplit(".", 1)[-1] for name, part in llm.named_modules() if part.__class__.__name__ == "Linear"})
-            raise UserError(f"lora.targets={list(self.targets)} match no layer; this model has {names}") from error
+        names = {name.rsplit(".", 1)[-1] for name, part in llm.named_modules() if isinstance(part, nn.Linear)}
+        if missing := [target for target in self.targets if target.rsplit(".", 1)[-1] not in names]:
+            raise UserError(f"lora.targets={list(self.targets)}: {missing[0]!r} matches no linear layer; this model has {sorted(names)}")
+        inject_adapter_in_model(self.config(), llm)
         for name, parameter in llm.named_parameters():
             if "lora_" in name:
                 parameter.data = parameter.data.float()

@@ -32,6 +32,7 @@ from cir_lightning.backbones.base import Backbone, VisionTower, to_half
 from cir_lightning.backbones.checkpoints import Checkpoint, Quantisation
 from cir_lightning.backbones.lora import adapt
 from cir_lightning.backbones.mini import quiet_transformers
+from cir_lightning.backbones.skeleton import on_meta
 from cir_lightning.connector import Connector
 from data_modules.errors import UserError
 
@@ -40,6 +41,11 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # of a converted folder; change it when the conversion changes
 CONFIG, VISION, CONNECTOR, LLM = "config.json", "vision.safetensors", "connector.safetensors", "llm"
+CHAT = (  # of its method ``chat``
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 EPS = 1e-6  # of every LayerNorm
 POSITIONS = 256  # the ViT's, whatever the picture's side; they are interpolated
 HEAD = 128  # width of a head of the resampler
@@ -309,8 +315,12 @@ class QwenVLChat(Backbone):
         self.quantised = quantisation != "none"
         self.gradient_checkpointing = gradient_checkpointing
 
+    def base_models(self) -> dict[str, Checkpoint]:
+        """See :class:`~cir_lightning.backbones.base.Backbone`."""
+        return {"folder": self.words}
+
     def build(self) -> None:
-        """See :class:`~cir_lightning.backbones.base.Backbone`; every file is read once, on the CPU.
+        """See :class:`~cir_lightning.backbones.base.Backbone`; every file is read once, onto torch's default device.
 
         Raises:
             UserError: the folder is no finished conversion or is damaged, or the picture's side is no multiple of a patch's.
@@ -322,6 +332,7 @@ class QwenVLChat(Backbone):
         quiet_transformers()
         try:
             self.tokenizer, self.llm = self.words.tokenizer(), self.words.load()
+            self.tokenizer.chat_template = CHAT
         except UserError as error:
             raise UserError(f"{error}; run cir convert qwen-vl-chat again, which verifies it") from error
         self._build_vision(converted)
@@ -332,8 +343,9 @@ class QwenVLChat(Backbone):
         with torch.device("meta"):
             net, resampler = QwenViT(sizes), QwenResampler(queries=converted.queries)
             resampler.build(sizes.width, (self.image_size // sizes.patch_size) ** 2, self.width)
-        _fill(net, converted.folder / VISION, self.dtype)
-        _fill(resampler, converted.folder / CONNECTOR, self.dtype)
+        if not on_meta():
+            _fill(net, converted.folder / VISION, self.dtype)
+            _fill(resampler, converted.folder / CONNECTOR, self.dtype)
         how = f"{self.image_size}px-{str(self.dtype).removeprefix('torch.')}"
         self.tower = QwenTower(net, sizes, self.image_size, f"qwen-vl-{of[VISION][:16]}-{how}")
         self.vision = QwenVision(self.tower, resampler, self.width, f"qwen-vl-{of[VISION][:16]}-{of[CONNECTOR][:16]}-{how}")
@@ -349,7 +361,7 @@ def _fill(module: nn.Module, file: Path, dtype: torch.dtype) -> None:
 
 def _read(file: Path) -> dict[str, Tensor]:
     try:
-        return load_file(file)
+        return load_file(file, device=str(torch.get_default_device()))
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} cannot be read ({_first_line(error)}); run cir convert qwen-vl-chat again, which verifies it") from error
 

@@ -113,8 +113,10 @@ def test_towers_and_llms_that_cannot_be_used(parts, tmp_path):
         tmp_path / "a"
     )
     transformers.SiglipImageProcessorPil(size=SIZE).save_pretrained(tmp_path / "a")
-    with pytest.raises(UserError, match=r"vision tower 'a-.*' gives a last hidden state of shape .*, no vector per patch; use a vision"):
+    with pytest.raises(
+        UserError, match=r"vision tower 'resnet-.*' gives a last hidden state of shape .*, no vector per patch; use a vision"
+    ):
         ComposedLVLM(**{**parts, "vision": str(tmp_path / "a")}).build()
     transformers.T5Config(num_layers=1, d_model=8).save_pretrained(tmp_path / "b")
-    with pytest.raises(UserError, match=r"backbone\.llm='.*' has an encoder and a decoder; use a decoder-only model"):
+    with pytest.raises(UserError, match=r"backbone\.llm='.*' is no decoder-only language model; use one, such as Qwen3"):
         ComposedLVLM(**{**parts, "llm": str(tmp_path / "b")}).build()

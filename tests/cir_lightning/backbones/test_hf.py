@@ -1,6 +1,7 @@
 """Every family against its own full forward pass, at tiny size, from files as they lie on the hub."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -273,9 +274,10 @@ def refused(folder, **options):
 def test_a_model_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     message = refused("nobody/nothing-7b")
-    assert message.startswith("cannot read config.json of 'nobody/nothing-7b' (it is neither a folder nor within reach on the hub; ")
-    assert message.endswith("fetch it beforehand with hf download, then HF_HUB_OFFLINE=1 works, or give a folder")
-    assert refused(tmp_path).startswith(f"cannot read config.json of '{tmp_path}' (this folder; ")
+    assert message.startswith("cannot read config.json of 'nobody/nothing-7b' (no folder, and not within reach on the hub: ")
+    assert message.endswith("and fetch it beforehand with hf download, then HF_HUB_OFFLINE=1 works")
+    assert "of 'nobody/nothing-7b', revision 'v2' (no folder" in refused("nobody/nothing-7b", revision="v2")
+    assert refused(tmp_path).startswith(f"cannot read config.json of the folder '{tmp_path}' (")
 
 
 def test_a_model_that_asks_for_its_own_code(tmp_path):
@@ -302,7 +304,7 @@ def test_damaged_and_incomplete_weights(tmp_path):
     save_file({name: tensor for name, tensor in whole.items() if name != lost}, file, {"format": "pt"})
     assert f"{folder} lacks 1 tensors of its model, the first of them language_model.layers.1" in refused(folder, dtype="float32")
     file.write_bytes(file.read_bytes()[:-1000])
-    assert f"cannot read weights of '{folder}' (this folder; " in refused(folder)
+    assert f"cannot read weights of the folder '{folder}' (" in refused(folder)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "preprocessor_config.json", "config.json"])
@@ -314,7 +316,49 @@ def test_missing_files(name, tmp_path):
 
 def test_adapters_that_match_nothing(tmp_path):
     folder = write_lvlm("llava", tmp_path)
-    assert "lora.targets=['c_attn'] match no layer; this model has ['down_proj'" in refused(folder, lora=LoRA(4, targets=("c_attn",)))
+    message = refused(folder, lora=LoRA(4, targets=("q_proj", "c_attn")))
+    assert message.startswith("lora.targets=['q_proj', 'c_attn']: 'c_attn' matches no linear layer; this model has ['down_proj', ")
+    with pytest.raises(UserError, match=r"lora\.dora does not work over quantisation='int8'; use nf4, or set dora to false"):
+        HFLVLM(str(folder), quantisation="int8", lora=LoRA(4, dora=True))
+
+
+class Payload:
+    """Would make a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return Path.mkdir, (self.folder,)
+
+
+def test_pickles_with_code_are_never_run(tmp_path):
+    folder = write_lvlm("llava", tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    torch.save(Payload(tmp_path / "made"), folder / "pytorch_model.bin")
+    assert f"cannot read weights of the folder '{folder}' (" in refused(folder)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(("family", "size", "made"), [("llava", 60, 56), ("qwen2_5_vl", 60, 56), ("gemma3", 112, 56)])
+def test_sizes_that_the_image_processor_changes(family, size, made, tmp_path):
+    message = refused(write_lvlm(family, tmp_path), image_size=size, dtype="float32")
+    assert message == f"backbone.image_size={size}: this model's image processor makes {made} pixels of it; set {made}"
+
+
+def test_the_key_follows_every_weight_and_what_the_tower_is(tmp_path):
+    folder = write_lvlm("llava_next", tmp_path)
+    keys = [key_of(folder), key_of(folder, tiles=True), key_of(folder, dtype="bfloat16")]
+    weights = load_file(folder / "model.safetensors")
+    next(tensor for name, tensor in weights.items() if "patch_embedding" in name)[3, 1, 5, 5] += 1
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert len({*keys, key_of(folder)}) == 4
+
+
+def key_of(folder, **options):
+    lvlm = HFLVLM(str(folder), **{"image_size": SIDE, "dtype": "float32", **options})
+    lvlm.build()
+    return lvlm.tower.key
 
 
 def test_the_key_follows_the_weights(tmp_path):

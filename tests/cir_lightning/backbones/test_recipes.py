@@ -98,7 +98,11 @@ def test_qwen_vl_chat(native, folder, monkeypatch):
     model = "--model.encoder.init_args.backbone.init_args.folder=model"
     options = [word for word in words("qwen-vl-chat", folder, "small.yaml") if "init_args.model=" not in word] + [model]
     templates = {"query_template": "{vision}{soft} Modify: {caption}:", "target_template": "{vision}{soft} Picture:"}
-    if native:
+    adapter = {"class_path": "cir_lightning.backbones.qwen_vl.QwenResampler", "init_args": {"folder": "model", "queries": 16}}
+    if not native:
+        (folder / "own.yaml").write_text(yaml.safe_dump({"model": {"encoder": {"init_args": {"connector": adapter}}}}))
+        options += ["--config", "own.yaml"]
+    else:
         (folder / "native.yaml").write_text(yaml.safe_dump({"model": {"encoder": {"init_args": {"connector": None, **templates}}}}))
         options += ["--config", "native.yaml"]
     assert main(["fit", *options, "--model.encoder.init_args.backbone.init_args.image_size=24"]) == 0
