@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fakes.lvlms import write_lvlm
+from fakes.lvlms import SIDE, write_lvlm
 from fakes.tiny import TinyLVLM
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -52,7 +52,7 @@ def make(request, tmp_path_factory, converted):
                 backbone.build()
         else:
             options["lora"] = options["lora"] and replace(options["lora"], targets=OPT if family == "blip-2" else LoRA.targets)
-            backbone = HFLVLM(str(folder), dtype=dtype, **options)
+            backbone = HFLVLM(str(folder), dtype=dtype, image_size=SIDE, **options)
             backbone.build()
         return backbone.train()
 

@@ -181,7 +181,7 @@ def test_the_revision_is_pinned_and_checked(hub, picture, tmp_path):
     config["model"]["encoder"]["init_args"]["backbone"]["init_args"]["revision"] = "main"
     (tmp_path / "mine" / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(
-        UserError, match=f"mine: was trained on the base model 'tiny-{FIRST}.*but 'me/tiny' is here 'tiny-{SECOND}.*get revision {FIRST}"
+        UserError, match=f"mine: was trained on the base model 'llava_next-me--tiny-{FIRST}.*is here '.*{SECOND}.*get revision {FIRST}"
     ):
         load(tmp_path / "mine")
 
