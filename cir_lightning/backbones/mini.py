@@ -7,6 +7,7 @@ pretrained instruction-tuned LLM with LoRA. They have never seen each other; the
 
 from __future__ import annotations
 
+import logging
 from importlib import util
 from importlib.metadata import version
 from pathlib import Path
@@ -125,11 +126,12 @@ class EfficientNetLite0(VisionTower):
 
 
 def quiet_transformers() -> None:
-    """No tables of the layers that are left out on purpose, no bars for reading small files."""
-    from transformers.utils import logging
+    """No tables of layers left out on purpose, no bars for reading small files, no hint at a faster CPU kernel that a hub has."""
+    from transformers.utils import logging as transformers_logging
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 class MiniLVLM(Backbone):
