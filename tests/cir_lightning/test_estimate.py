@@ -89,10 +89,9 @@ def test_activations_in_float32(make, lora):
     assert saved(backbone) == pytest.approx(formula, rel=tolerance(make.family))
 
 
+@pytest.mark.parametrize("make", FAMILIES, indirect=True)  # the mini LVLM's base is float32
 @pytest.mark.parametrize("autocast", [True, False])
 def test_activations_over_a_bfloat16_base(make, autocast):
-    if make.family == "mini":
-        pytest.skip("its base is float32")
     backbone = make(dtype="bfloat16")
     formula = activation_bytes(backbone.llm, [Pass(BATCH, LENGTH)], Precision(2, autocast), checkpointing=False)
     assert saved(backbone, autocast=autocast) == pytest.approx(formula, rel=tolerance(make.family))
@@ -157,7 +156,6 @@ def test_a_whole_step_of_queries_and_targets(connector):
 
 @pytest.mark.parametrize("quantisation", ["nf4", "int8"])
 def test_packed_weights(quantisation, tmp_path):
-    pytest.importorskip("bitsandbytes")
     folder = str(write_lvlm("llava", tmp_path))
     packed = HFLVLM(folder, quantisation=quantisation)
     packed.build()
