@@ -76,17 +76,19 @@ class Checkpoint:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer: PreTrainedTokenizerBase = self._read(AutoTokenizer, "a tokenizer")
+            tokenizer: PreTrainedTokenizerBase = self._knowing(self._read(AutoTokenizer, "a tokenizer"))
         except UserError:
-            if not on_meta():
-                raise
-            return CountingTokenizer()  # type: ignore[return-value]
-        if tokenizer("a")["input_ids"]:
-            tokenizer.chat_template = tokenizer.chat_template or self._chat_template()
-            return tokenizer
-        if on_meta():  # no words at all are what some families' classes make of missing files
-            return CountingTokenizer()  # type: ignore[return-value]
-        raise UserError(f"cannot read a tokenizer of {self.name!r}: it knows no words, so files are missing; get them again")
+            if on_meta():  # where numbers of tokens do
+                return CountingTokenizer()  # type: ignore[return-value]
+            raise
+        tokenizer.chat_template = tokenizer.chat_template or self._chat_template()
+        return tokenizer
+
+    def _knowing(self, tokenizer: Any) -> Any:
+        """The tokenizer, unless it is the empty one that some families' classes make of missing files."""
+        if not tokenizer("picture", add_special_tokens=False)["input_ids"]:
+            raise UserError(f"cannot read a tokenizer of {self.name!r}: it knows no words, so files are missing; get them again")
+        return tokenizer
 
     def _chat_template(self) -> str | None:
         """Of ``chat_template.json``, where multimodal models have it."""
