@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from cir_lightning.pooling import pool
-from cir_lightning.template import Positions, Template
+from cir_lightning.template import Positions, TaskPrompt, Template, tokens
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
@@ -206,15 +206,16 @@ class IntentEncoder(Encoder):
         self.soft_prompt.build(self.tower.width, self.backbone.width)
         self.width = self.projected_width or self.backbone.width
         self.projection = nn.Linear(self.backbone.width, self.width) if self.projected_width else nn.Identity()
-        self.query_template, self.target_template = map(self._finished, (self.query_template, self.target_template))
+        self.query_prompt, self.target_prompt = map(self._prompt, (self.query_template, self.target_template))
         self.residual = nn.Linear(self.tower.width, self.width) if self.with_residual else None
         mean, scale = _statistics(self.backbone.llm.get_input_embeddings())
         self.register_buffer("word_mean", mean, persistent=False)
         self.register_buffer("word_scale", scale, persistent=False)
 
-    def _finished(self, template: Template) -> Template:
-        template = template.around(*self.backbone.around)
-        return template.in_chat(self.backbone.tokenizer) if self.chat else template
+    def _prompt(self, template: Template) -> TaskPrompt:
+        tokenizer = self.backbone.tokenizer
+        template = template.in_chat(tokenizer) if self.chat else template
+        return TaskPrompt(template.around(*self.backbone.around), tokenizer, self.backbone.ends)
 
     def _native_tokens(self) -> VisionTower | None:
         wanting = [template.key for template in (self.query_template, self.target_template) if template.has_vision]
@@ -238,16 +239,15 @@ class IntentEncoder(Encoder):
 
     def encode_query(self, sight: Sight, captions: Sequence[str]) -> Tensor:
         """See :class:`Encoder`."""
-        return self._encode(self.query_template, sight, captions)
+        return self._encode(self.query_prompt, sight, captions)
 
     def encode_target(self, sight: Sight) -> Tensor:
         """See :class:`Encoder`."""
-        return self._encode(self.target_template, sight, None)
+        return self._encode(self.target_prompt, sight, None)
 
-    def _encode(self, template: Template, sight: Sight, captions: Sequence[str] | None) -> Tensor:
-        embed, vision = self.backbone.llm.get_input_embeddings(), sight.vision if template.has_vision else None
-        length = 0 if vision is None else vision.shape[1]
-        prompt = template.fill(embed, self.backbone.tokenizer, sight.image, sight.soft, captions, length, self.backbone.ends)
+    def _encode(self, task: TaskPrompt, sight: Sight, captions: Sequence[str] | None) -> Tensor:
+        embed, vision = self.backbone.llm.get_input_embeddings(), sight.vision if task.template.has_vision else None
+        prompt = task.fill(embed, sight.image, sight.soft, captions, 0 if vision is None else vision.shape[1])
         hidden = self.backbone.read(prompt.embeds, prompt.mask, prompt.seen, vision)
         vector: Tensor = self.projection(pool(hidden, prompt.pooled, self.pooling))
         if self.residual is not None:
@@ -257,7 +257,7 @@ class IntentEncoder(Encoder):
     def title_words(self, titles: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token embeddings of titles around zero (B, W, D) and their mask (B, W) bool: what the Connector is aligned with."""
         embed = self.backbone.llm.get_input_embeddings()
-        rows = [torch.tensor(ids) for ids in self.backbone.tokenizer([f" {t}" for t in titles], add_special_tokens=False)["input_ids"]]
+        rows = [torch.tensor(ids) for ids in tokens(self.backbone.tokenizer, [f" {title}" for title in titles], "\n")]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1).to(self.word_mean.device)
         return embed(ids.clamp_min(0)).float() - self.word_mean, ids >= 0
 

@@ -25,7 +25,7 @@ from cir_lightning.estimate import (
 if TYPE_CHECKING:
     from cir_lightning.encoder import Encoder
     from cir_lightning.estimate_gpus import GPU
-    from cir_lightning.template import Template
+    from cir_lightning.template import TaskPrompt
 
 GIB = 2**30
 LARGEST = "largest batch_size"
@@ -135,17 +135,16 @@ def estimate(encoder: Encoder, setting: Setting) -> list[Table]:
 
 def sequence_lengths(encoder: Encoder, caption_words: int) -> dict[str, int]:
     """Tokens L of a query and of a target, with everything in them: template, image tokens, soft prompt, a typical caption."""
-    templates: dict[str, Template | None] = {side: getattr(encoder, f"{side}_template", None) for side in ("query", "target")}
+    prompts: dict[str, TaskPrompt | None] = {side: getattr(encoder, f"{side}_prompt", None) for side in ("query", "target")}
     caption = " ".join(word for word, _ in zip(cycle(CAPTION.split()), range(caption_words), strict=False))
-    return {side: _length(encoder, template, caption) for side, template in templates.items() if template}
+    return {side: _length(encoder, prompt, caption) for side, prompt in prompts.items() if prompt}
 
 
-def _length(encoder: Any, template: Template, caption: str) -> int:
+def _length(encoder: Any, task: TaskPrompt, caption: str) -> int:
     image, soft = (torch.zeros(1, length, 1) for length in (getattr(encoder.connector, "queries", 0), encoder.soft_prompt.length))
-    vision = encoder.vision.patches if template.has_vision else 0
+    vision = encoder.vision.patches if task.template.has_vision else 0
     embed: Any = lambda ids: torch.zeros(*ids.shape, 1)  # noqa: E731 - only the number of tokens is wanted
-    prompt = template.fill(embed, encoder.backbone.tokenizer, image, soft, [caption] if template.has_caption else None, vision)
-    return int(prompt.mask.sum())
+    return int(task.fill(embed, image, soft, [caption] if task.template.has_caption else None, vision).mask.sum())
 
 
 def parameters_table(encoder: Encoder) -> Table:

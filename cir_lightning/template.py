@@ -6,6 +6,7 @@ Shapes: B batch, Q image tokens, V native visual tokens, T soft prompt tokens, L
 from __future__ import annotations
 
 import re
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -78,8 +79,13 @@ class Template:
             )
 
     def around(self, before: str, after: str) -> Template:
-        """The prompt with text around its visual tokens."""
-        return Template(self.text.replace("{vision}", f"{before}{{vision}}{after}"), self.key, self.pooled)
+        """The prompt with text around its visual tokens, unless it has that already."""
+        whole = f"{before}{{vision}}{after}"
+        if whole in self.text:
+            return self
+        template = Template(self.text.replace("{vision}", whole), self.key, self.pooled)
+        template.answer = self.answer
+        return template
 
     def in_chat(self, tokenizer: PreTrainedTokenizerBase) -> Template:
         """The prompt as the user's turn in the tokenizer's chat template, with the beginning of the assistant's turn.
@@ -106,52 +112,72 @@ class Template:
         chat.answer = whole[len(asked) :]
         return chat
 
-    def fill(
-        self,
-        embed: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        image: Tensor,
-        soft: Tensor,
-        captions: Sequence[str] | None,
-        vision: int = 0,
-        ends: tuple[list[int], list[int]] | None = None,
-    ) -> Prompt:
+
+class TaskPrompt:
+    """A template whose text is tokenised, once.
+
+    Args:
+        template: the task prompt.
+        tokenizer: the LLM's.
+        ends: token ids before and after everything; None puts the tokenizer's beginning-of-sequence token first, if it has one (it
+            takes the attention sink), and nothing last.
+    """
+
+    def __init__(self, template: Template, tokenizer: PreTrainedTokenizerBase, ends: tuple[list[int], list[int]] | None = None) -> None:
+        self.template, self.tokenizer = template, tokenizer
+        self.first, self.last = ends or ([] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id], [])
+        self.parts: list[tuple[str, list[int]]] = []  # the name of a hole and nothing, or no name and token ids
+        before = ""
+        for part, is_hole in template.parts:
+            self.parts.append((part, []) if is_hole else ("", tokens(tokenizer, [part], before, special=True)[0]))
+            before = "\n" if part == "caption" else tokenizer.eos_token or ""  # families tokenise their image token as a special one
+        self.parts.append(("", tokens(tokenizer, [template.answer], "", special=True)[0]))
+
+    def fill(self, embed: nn.Module, image: Tensor, soft: Tensor, captions: Sequence[str] | None, vision: int = 0) -> Prompt:
         """The LLM's input.
 
         Args:
             embed: the LLM's token embedding.
-            tokenizer: the LLM's.
             image: (B, Q, D) float, in the embedding's scale.
             soft: (B, T, D) float, in the embedding's scale; T may be 0.
             captions: B captions; None for a template without ``{caption}``.
             vision: V.
-            ends: token ids before and after everything; None puts the tokenizer's beginning-of-sequence token first, if it has one (it
-                takes the attention sink), and nothing last.
         """
-        first, last = ends or ([] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id], [])
         marks = {"image": [_IMAGE] * image.shape[1], "soft": [_SOFT] * soft.shape[1], "vision": [_VISION] * vision}
-        pieces: list[list[list[int]]] = []
-        for part, is_hole in self.parts:
-            if is_hole and part == "caption":
-                words = [self.space + caption for caption in captions or ()]  # "<image>" in a caption is text, not a token with a meaning
-                pieces.append(tokenizer(words, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-            else:
-                ids = marks[part] if is_hole else tokenizer(part, add_special_tokens=False)["input_ids"]
-                pieces.append([ids] * len(image))
-        pieces.append([tokenizer(self.answer, add_special_tokens=False)["input_ids"] if self.answer else []] * len(image))
-        rows = [torch.tensor(first + sum(row, []) + last) for row in zip(*pieces, strict=True)]  # noqa: RUF017 - six short lists
+        parts = [marks.get(hole, ids) for hole, ids in self.parts]
+        hole = self.parts.index(("caption", [])) if self.template.has_caption else len(parts)
+        before, after = [*self.first, *chain(*parts[:hole])], [*chain(*parts[hole:]), *self.last]
+        texts = [self.template.space + caption for caption in captions or ()]
+        words = tokens(self.tokenizer, texts, "\n") if texts else [[]] * len(image)
+        rows = [torch.tensor(before + caption + after) for caption in words]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=_PAD).to(image.device)
         embeds = embed(ids.clamp_min(0)).to(torch.promote_types(image.dtype, soft.dtype))
         embeds = embeds.masked_scatter((ids == _IMAGE)[..., None], image.to(embeds.dtype))
         embeds = embeds.masked_scatter((ids == _SOFT)[..., None], soft.to(embeds.dtype))
         real = ids != _PAD
-        return Prompt(embeds, real.long(), ids == _VISION, real & self._from(pieces, len(first), ids))
+        start = {"all": 0, "after_image": self.template.last_image + 1, "answer": len(parts) - 1}[self.template.pooled]
+        skipped = [(len(self.first) + sum(map(len, parts[:start])) + len(caption) * (start > hole)) * (start > 0) for caption in words]
+        pooled = torch.arange(ids.shape[1], device=ids.device) >= torch.tensor(skipped, device=ids.device)[:, None]
+        return Prompt(embeds, real.long(), ids == _VISION, real & pooled)
 
-    def _from(self, pieces: list[list[list[int]]], start: int, ids: Tensor) -> Tensor:
-        """Which positions of ids (B, L) are not before the pooled ones, (B, L) bool."""
-        before = {"all": 0, "after_image": self.last_image + 1, "answer": len(self.parts)}[self.pooled]
-        skipped = [start * (before > 0) + sum(map(len, row)) for row in zip(*pieces[:before], strict=True)] or [0] * len(ids)
-        return torch.arange(ids.shape[1], device=ids.device) >= torch.tensor(skipped, device=ids.device)[:, None]
+
+def tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], before: str, *, special: bool = False) -> list[list[int]]:
+    r"""Token ids of texts that go on after another one, where sentencepiece must not put a space before them.
+
+    Args:
+        tokenizer: any.
+        texts: to be tokenised.
+        before: what they follow: ``"\n"`` stands for any text, which no tokeniser merges with a word; a special token for itself.
+        special: whether special tokens in them are such, not text, as ``<image>`` in a caption is.
+    """
+
+    def ids(texts: Sequence[str]) -> list[list[int]]:
+        found: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=not special)["input_ids"]
+        return found
+
+    lead = ids([before])[0]
+    behind = ids([before + text for text in texts])
+    return [row[len(lead) :] if row[: len(lead)] == lead else ids([text])[0] for row, text in zip(behind, texts, strict=True)]
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, content: object, *, answer: bool) -> str:

@@ -32,7 +32,7 @@ class CountingTokenizer:
     """
 
     bos_token_id = 0
-    bos_token = None
+    bos_token = eos_token = None
     chat_template = "a token before and two after the user's turn"
 
     def apply_chat_template(self, turns: Sequence[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool) -> str:  # noqa: ARG002

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from fakes.tiny import tiny_tokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
-from cir_lightning.template import Template
+from cir_lightning.template import TaskPrompt, Template
 from data_modules.errors import UserError
 
 D = 6
@@ -58,7 +60,7 @@ def test_wrong_holes_are_refused(text, message):
 )
 def test_tokens_lie_in_the_order_of_the_text(text, parts):
     template = Template(text, "key")
-    embeds, mask, *_ = template.fill(EMBED, TOKENIZER, IMAGE, SOFT, CAPTIONS if template.has_caption else None)
+    embeds, mask, *_ = TaskPrompt(template, TOKENIZER).fill(EMBED, IMAGE, SOFT, CAPTIONS if template.has_caption else None)
     for i in range(2):
         expected = torch.cat([bos(), *parts(i)])
         assert mask[i].tolist() == [1] * len(expected) + [0] * (embeds.shape[1] - len(expected))
@@ -72,15 +74,15 @@ CAPTIONS = ["but red", "as a circle in blue, larger"]
 def test_a_space_before_the_caption_belongs_to_its_first_word():
     assert len(ids("red")) == len(ids(" red")) == 1
     assert ids("red") != ids(" red")
-    joined, *_ = Template("{image} Edit: {caption}", "key").fill(EMBED, TOKENIZER, IMAGE[:1], SOFT[:1], ["red"])
+    joined, *_ = TaskPrompt(Template("{image} Edit: {caption}", "key"), TOKENIZER).fill(EMBED, IMAGE[:1], SOFT[:1], ["red"])
     torch.testing.assert_close(joined[0, -1], words(" red")[0], rtol=0, atol=0)
     torch.testing.assert_close(joined[0, -2], words(":")[0], rtol=0, atol=0)
 
 
 def test_the_longest_row_has_no_padding_and_captions_do_not_mix():
     template = Template("{image}{caption}", "key")
-    both, mask, *_ = template.fill(EMBED, TOKENIZER, IMAGE, SOFT, CAPTIONS)
-    alone, *_ = template.fill(EMBED, TOKENIZER, IMAGE[:1], SOFT[:1], CAPTIONS[:1])
+    both, mask, *_ = TaskPrompt(template, TOKENIZER).fill(EMBED, IMAGE, SOFT, CAPTIONS)
+    alone, *_ = TaskPrompt(template, TOKENIZER).fill(EMBED, IMAGE[:1], SOFT[:1], CAPTIONS[:1])
     assert mask[1].all()
     assert not mask[0].all()
     torch.testing.assert_close(both[0, : alone.shape[1]], alone[0], rtol=0, atol=0)
@@ -88,19 +90,19 @@ def test_the_longest_row_has_no_padding_and_captions_do_not_mix():
 
 def test_a_soft_prompt_of_length_0_leaves_no_trace():
     with_hole, without = Template("{image}{soft} Edit", "key"), Template("{image} Edit", "key")
-    a = with_hole.fill(EMBED, TOKENIZER, IMAGE, SOFT[:, :0], None)
-    b = without.fill(EMBED, TOKENIZER, IMAGE, SOFT[:, :0], None)
+    a = TaskPrompt(with_hole, TOKENIZER).fill(EMBED, IMAGE, SOFT[:, :0], None)
+    b = TaskPrompt(without, TOKENIZER).fill(EMBED, IMAGE, SOFT[:, :0], None)
     assert torch.equal(a[0], b[0])
     assert torch.equal(a[1], b[1])
 
 
 def test_a_tokenizer_without_bos_starts_with_the_text():
-    embeds, *_ = Template("a {image}", "key").fill(EMBED, tiny_tokenizer(bos=False), IMAGE, SOFT, None)
+    embeds, *_ = TaskPrompt(Template("a {image}", "key"), tiny_tokenizer(bos=False)).fill(EMBED, IMAGE, SOFT, None)
     assert embeds.shape[1] == len(ids("a ")) + IMAGE.shape[1]
 
 
 def test_every_row_stands_between_the_given_ends():
-    embeds, mask, *_ = Template("{image}{caption}", "key").fill(EMBED, TOKENIZER, IMAGE, SOFT, CAPTIONS, ends=([7, 8], [9]))
+    embeds, mask, *_ = TaskPrompt(Template("{image}{caption}", "key"), TOKENIZER, ([7, 8], [9])).fill(EMBED, IMAGE, SOFT, CAPTIONS)
     for i in range(2):
         expected = torch.cat([EMBED(torch.tensor([7, 8])), IMAGE[i], words(CAPTIONS[i]), EMBED(torch.tensor([9]))])
         torch.testing.assert_close(embeds[i, : mask[i].sum()], expected, rtol=0, atol=0)
@@ -108,7 +110,7 @@ def test_every_row_stands_between_the_given_ends():
 
 def test_gradients_reach_image_and_soft_tokens():
     image, soft = IMAGE.clone().requires_grad_(), SOFT.clone().requires_grad_()
-    embeds, *_ = Template("{soft} Edit {image}", "key").fill(EMBED, TOKENIZER, image, soft, None)
+    embeds, *_ = TaskPrompt(Template("{soft} Edit {image}", "key"), TOKENIZER).fill(EMBED, image, soft, None)
     weight = torch.randn_like(embeds)
     (embeds * weight).sum().backward()
     text = len(ids(" Edit "))
@@ -131,7 +133,7 @@ def chatty(template):
 
 
 def test_visual_tokens_have_their_places():
-    prompt = Template("{image} Edit {vision}:", "key").fill(EMBED, TOKENIZER, IMAGE, SOFT, None, 3)
+    prompt = TaskPrompt(Template("{image} Edit {vision}:", "key"), TOKENIZER).fill(EMBED, IMAGE, SOFT, None, 3)
     start = 1 + IMAGE.shape[1] + len(ids(" Edit "))
     assert prompt.seen.tolist() == [[start <= at < start + 3 for at in range(prompt.embeds.shape[1])]] * 2
     assert prompt.pooled.all()
@@ -142,7 +144,9 @@ def test_special_tokens_in_a_caption_are_text():
     image = tokenizer.convert_tokens_to_ids("<image>")
     assert tokenizer("<image>", add_special_tokens=False)["input_ids"] == [image]
     embed = torch.nn.Embedding(len(tokenizer), 8)
-    prompt = Template("{image}{caption}", "key").fill(embed, tokenizer, torch.randn(1, 2, 8), torch.randn(1, 0, 8), ["a <image> </u>"])
+    prompt = TaskPrompt(Template("{image}{caption}", "key"), tokenizer).fill(
+        embed, torch.randn(1, 2, 8), torch.randn(1, 0, 8), ["a <image> </u>"]
+    )
     assert not (prompt.embeds == embed.weight[image]).all(-1).any()
     assert prompt.mask.shape[1] > 1 + 2 + 4
 
@@ -153,7 +157,7 @@ def test_a_chat_wraps_the_prompt_and_names_the_pooled_positions(chat, pooled):
     embed = torch.nn.Embedding(len(tokenizer), 8)
     template = Template("{image} Edit: {caption}!", "key", pooled).in_chat(tokenizer)
     image = torch.randn(2, 3, 8)
-    prompt = template.fill(embed, tokenizer, image, torch.zeros(2, 0, 8), ["but red", "red"])
+    prompt = TaskPrompt(template, tokenizer).fill(embed, image, torch.zeros(2, 0, 8), ["but red", "red"])
     for row, caption in enumerate(["but red", "red"]):
         before = tokenizer("<s><u>", add_special_tokens=False)["input_ids"]
         asked = tokenizer(" Edit:", add_special_tokens=False)["input_ids"] + tokenizer(f" {caption}", add_special_tokens=False)["input_ids"]
@@ -178,3 +182,96 @@ def test_chats_that_cannot_be():
 def test_nothing_after_the_image():
     with pytest.raises(UserError, match=r"key='Edit \{image\}' has nothing after its image, and positions is 'after_image'"):
         Template("Edit {image}", "key", "after_image")
+
+
+# ---- tokenised in parts as it would be as a whole ----------------------------------------------------------------------------------
+
+
+def sentencepiece(scheme):
+    """A tokenizer like Llama's: a word begins with the mark of a space, which the first one gets, too."""
+    words = ["▁", "▁Edit", ":", "▁red", "red", "!", "▁Picture", "Edit", "USER", "▁USER", "<0x0A>", "a", "▁a", "▁▁"]
+    merges = [(left, right) for word in words for left, right in _splits(word)]
+    letters = sorted({letter for word in words for letter in word} | set("<0x>AUSERbut "))
+    pieces = [*dict.fromkeys(["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters, *(a + b for a, b in merges)])]
+    tokenizer = Tokenizer(models.BPE({piece: at for at, piece in enumerate(pieces)}, merges, unk_token="<unk>", byte_fallback=True))
+    if scheme == "legacy":  # of LLaVA-1.5's Vicuna: after every special token, too
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    made.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    return made
+
+
+def _splits(word):
+    return [(word[:at], word[at]) for at in range(1, len(word))] if not word.startswith("<") else []
+
+
+@pytest.mark.parametrize("scheme", ["legacy", "first", "always", "never", "byte-level"])
+@pytest.mark.parametrize("text", ["USER: {vision} Edit: {caption}! a", "{vision}Edit:{caption}!", "Edit: {caption} {vision}: a"])
+def test_the_tokens_are_those_of_the_whole_text_in_the_familys_own_way(text, scheme):
+    tokenizer = chatty(None) if scheme == "byte-level" else sentencepiece(scheme)
+    tokenizer.add_special_tokens({"eos_token": "</s>"})
+    own = tokenizer(text.format(vision="<image>", caption="red red"), add_special_tokens=False)["input_ids"]
+    embed = nn.Embedding(len(tokenizer), 4)
+    nothing = torch.zeros(1, 0, 4)
+    prompt = TaskPrompt(Template(text, "key"), tokenizer).fill(embed, nothing, nothing, ["red red"], 1)
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    filled = torch.where(prompt.seen[0, :, None], embed.weight[image], prompt.embeds[0])
+    torch.testing.assert_close(filled, embed(torch.tensor([tokenizer.bos_token_id, *own])), rtol=0, atol=0)
+
+
+# ---- chats as the families have them, in their structure ---------------------------------------------------------------------------
+
+EACH = "{% for m in messages %}"
+PART = "{% for p in m['content'] %}{% if p['type'] == 'text' %}{{ p['text'] }}{% endif %}{% endfor %}"
+CHATML = "{{ '<|im_start|>' + m['role'] + '\\n' }}{% if m['content'] is string %}{{ m['content'] }}{% else %}" + PART + "{% endif %}"
+CHATS = {  # family: template, what stands before the prompt, after it, and what begins the answer
+    "llava": (
+        EACH
+        + "{{ m['role'] | upper + ': ' }}"
+        + "{% for p in m['content'] | selectattr('type', 'equalto', 'text') %}{{ p['text'] + ' ' }}{% endfor %}"
+        + "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}",
+        ("USER: ", " ", "ASSISTANT:"),
+    ),
+    "llava_next on Mistral": (EACH + "{{ '[INST] ' }}" + PART + "{{ ' [/INST]' }}{% endfor %}", ("[INST] ", " [/INST]", "")),
+    "qwen": (
+        EACH
+        + "{% if loop.first and m['role'] != 'system' %}{{ '<|im_start|>system\\nYou help.<|im_end|>\\n' }}{% endif %}"
+        + CHATML
+        + "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
+        ("<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n"),
+    ),
+    "smolvlm": (
+        "<|im_start|>"
+        + EACH
+        + "{{ m['role'] | capitalize }}{% if m['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+        + PART
+        + "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}",
+        ("<|im_start|>User: ", "<end_of_utterance>\n", "Assistant:"),
+    ),
+    "gemma3": (
+        "{{ bos_token }}"
+        + EACH
+        + "{{ '<start_of_turn>' + m['role'] + '\\n' }}{% if m['content'] is string %}{{ m['content'] | trim }}{% else %}"
+        + PART.replace("p['text']", "p['text'] | trim")
+        + "{% endif %}{{ '<end_of_turn>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}",
+        ("<start_of_turn>user\n", "<end_of_turn>\n", "<start_of_turn>model\n"),
+    ),
+}
+
+
+@pytest.mark.parametrize("family", CHATS)
+def test_every_familys_kind_of_chat(family):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template, (before, after, answer) = CHATS[family]
+    chat = Template("{vision} Edit: {caption}!", "key").in_chat(tokenizer).around("\n\n<", ">\n\n")
+    assert (chat.text, chat.answer) == (f"{before}\n\n<{{vision}}>\n\n Edit: {{caption}}!{after}", answer)
+    assert chat.around("\n\n<", ">\n\n").text == chat.text
+
+
+def test_an_answer_that_the_chat_does_not_begin():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template, _ = CHATS["llava_next on Mistral"]
+    with pytest.raises(UserError, match=r"key: positions is 'answer', but the tokenizer's chat template does not begin one; set after"):
+        Template("{vision} Edit", "key", "answer").in_chat(tokenizer)

@@ -17,7 +17,7 @@ from cir_lightning.connector import Resampler
 from cir_lightning.encoder import IntentEncoder
 from cir_lightning.pooling import pool
 from cir_lightning.prompt_pool import NoPrompt, PromptPool
-from cir_lightning.template import Template
+from cir_lightning.template import TaskPrompt, Template
 from data_modules.errors import UserError
 
 CAPTIONS = ["but red", "as a circle, in blue; a bar"]
@@ -53,7 +53,9 @@ def built(kind, folders, lora=None, dtype="float32"):
 def read(text, captions):
     """Hidden states and mask of captions alone."""
     none = torch.zeros(len(captions), 0, text.width)
-    filled = Template("{image}{caption}", "key").fill(text.llm.get_input_embeddings(), text.tokenizer, none, none, captions, ends=text.ends)
+    filled = TaskPrompt(Template("{image}{caption}", "key"), text.tokenizer, text.ends).fill(
+        text.llm.get_input_embeddings(), none, none, captions
+    )
     with torch.no_grad():
         return text.read(*filled[:3], None), filled[1]
 
@@ -106,7 +108,7 @@ def test_prompt_tokens_count_as_words(kind, folders):
     text, words = built(kind, folders), "a circle"
     embed = text.llm.get_input_embeddings()
     tokens = embed(torch.tensor([text.tokenizer(words, add_special_tokens=False)["input_ids"]])).detach()
-    filled = Template("but {image}", "key").fill(embed, text.tokenizer, tokens, tokens[:, :0], None, ends=text.ends)
+    filled = TaskPrompt(Template("but {image}", "key"), text.tokenizer, text.ends).fill(embed, tokens, tokens[:, :0], None)
     kept = filled[0].clone()
     with torch.no_grad():
         found = text.read(*filled[:3], None)
