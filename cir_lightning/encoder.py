@@ -180,6 +180,9 @@ class IntentEncoder(Encoder):
                     f"{template.key} has {'the' if template.has_image else 'no'} hole {{image}}, and connector is "
                     f"{'null' if connector is None else type(connector).__name__}: the hole needs a Connector and a Connector the hole"
                 )
+            if template.has_vision and not backbone.has_vision:
+                name = type(backbone).__name__
+                raise UserError(f"{template.key} has the hole {{vision}}, but {name} has no visual tokens of its own; write {{image}}")
             if soft_prompt.length and not template.has_soft:
                 raise UserError(
                     f"{template.key} lacks the hole {{soft}}: the {type(soft_prompt).__name__} would be ignored; add it or use NoPrompt"
@@ -199,7 +202,7 @@ class IntentEncoder(Encoder):
                 f"last{f' or {own}' if own else ''}"
             )
         self.tower = self.backbone.tower
-        self.vision = self._native_tokens()
+        self.vision = self.backbone.vision if self.query_template.has_vision or self.target_template.has_vision else None
         self.standardise = Standardiser(self.tower.width)
         if self.connector is not None:
             self.connector.build(self.tower.width, self.tower.patches, self.backbone.width)
@@ -216,12 +219,6 @@ class IntentEncoder(Encoder):
         tokenizer = self.backbone.tokenizer
         template = template.in_chat(tokenizer) if self.chat else template
         return TaskPrompt(template.around(*self.backbone.around), tokenizer, self.backbone.ends)
-
-    def _native_tokens(self) -> VisionTower | None:
-        wanting = [template.key for template in (self.query_template, self.target_template) if template.has_vision]
-        if wanting and self.backbone.vision is None:
-            raise UserError(f"{wanting[0]} has the hole {{vision}}, but {type(self.backbone).__name__} has no visual tokens of its own")
-        return self.backbone.vision if wanting else None
 
     def see(self, features: Tensor, vision: Tensor | None = None) -> Sight:
         """See :class:`Encoder`."""

@@ -73,6 +73,7 @@ class Backbone(nn.Module, ABC):
         tower: the frozen vision tower, after :meth:`build`.
         vision: gives the visual tokens that the LVLM itself was trained with, (B, V, D) and perhaps more columns, for the template hole
             ``{vision}``; after :meth:`build`, None if it has none.
+        has_vision: whether it has visual tokens of its own, for the hole ``{vision}``.
         quantised: whether its base weights are of 4 or 8 bits, which no strategy can shard.
         around: text that it was trained to read before and after its visual tokens.
         llm: the language model without its head, after :meth:`build`; its base weights are frozen.
@@ -85,6 +86,7 @@ class Backbone(nn.Module, ABC):
     label: str = "CIR-LVLM"
     tower: VisionTower
     vision: VisionTower | None
+    has_vision: bool = False
     quantised: bool = False
     around: tuple[str, str] = ("", "")
     llm: PreTrainedModel

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Quantisation = Literal["none", "nf4", "int8"]
+_BLOCK, _ROWS = 64, 32  # of bitsandbytes' 4 bits: weights of a row that share a scale, rows that are packed together on CPUs
 _SMALL = 1 << 26  # bytes of a file that is hashed as a whole
 
 
@@ -123,13 +124,16 @@ class Checkpoint:
             reader: the class of transformers that knows the model's form; the default reads it without its head.
 
         Raises:
-            UserError: weights are missing or damaged, or bitsandbytes is needed and not installed.
+            UserError: weights are missing or damaged, bitsandbytes is needed and not installed, or layers are no multiples of its
+                blocks.
         """
         import transformers
 
         if on_meta():
             skeleton: PreTrainedModel = self.skeleton(reader).to(getattr(torch, self.dtype)).eval()
             return skeleton
+        if self.quantisation == "nf4":
+            self._check_blocks(keep, reader)
         options: dict[str, Any] = {"config": self.config(), "dtype": getattr(torch, self.dtype), "output_loading_info": True}
         options |= {"device_map": {"": torch.get_default_device()}, "quantization_config": self._quantised(keep)}
         model, found = self._read(getattr(transformers, reader), "weights", **options)
@@ -139,6 +143,15 @@ class Checkpoint:
             raise UserError(f"{self.name} has {len(wrong)} tensors of another shape, the first of them {wrong[0]}; get its files again")
         loaded: PreTrainedModel = model.eval()
         return loaded
+
+    def _check_blocks(self, keep: Sequence[str], reader: str) -> None:
+        for name, part in self.skeleton(reader).named_modules():
+            quantised = isinstance(part, torch.nn.Linear) and name.split(".")[0] not in keep and not name.endswith("lm_head")
+            if quantised and (part.in_features % _BLOCK or part.out_features % _ROWS):
+                raise UserError(
+                    f"backbone.quantisation='nf4' packs {_ROWS} rows of {_BLOCK} numbers, and {name} of {self.name} has "
+                    f"{part.out_features} rows of {part.in_features}; set int8 or none"
+                )
 
     def commit(self) -> str | None:
         """The commit on the hub that it is read from; None of a local folder.
@@ -194,7 +207,7 @@ class Checkpoint:
             ) from error
         from transformers import BitsAndBytesConfig
 
-        options: dict[str, Any] = {"llm_int8_skip_modules": list(keep)}
+        options: dict[str, Any] = {"llm_int8_skip_modules": [*keep, "lm_head"]}
         if self.quantisation == "int8":
             return BitsAndBytesConfig(load_in_8bit=True, **options)  # type: ignore[no-untyped-call]
         compute = getattr(torch, self.dtype)

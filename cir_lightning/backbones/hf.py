@@ -189,6 +189,8 @@ class HFLVLM(Backbone):
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
     """
 
+    has_vision = True
+
     def __init__(
         self,
         model: str,

@@ -296,6 +296,7 @@ class QwenVLChat(Backbone):
     """
 
     vision: QwenVision
+    has_vision = True
     around = ("<img>", "</img>")
 
     def __init__(

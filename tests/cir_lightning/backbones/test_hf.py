@@ -218,16 +218,18 @@ def test_an_embedding_does_not_depend_on_its_batch(lvlm):
 
 
 @pytest.mark.parametrize(("quantisation", "kind"), [("nf4", "Linear4bit"), ("int8", "Linear8bitLt")])
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "smolvlm"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_quantised_base_trains_its_adapters(family, quantisation, kind, tmp_path):
     config = {"hidden_size": 64, "intermediate_size": 128}  # bitsandbytes wants multiples of 64
     folder = write_lvlm(family, tmp_path / family, **config)
-    lvlm = HFLVLM(str(folder), dtype="float32", image_size=SIDE, quantisation=quantisation, lora=LoRA(4))
+    lora = LoRA(4, targets=("q_proj", "v_proj"))
+    lvlm = HFLVLM(str(folder), dtype="float32", image_size=SIDE, quantisation=quantisation, lora=lora)
     lvlm.build()
     kinds = {name: type(part).__name__ for name, part in lvlm.base.named_modules()}
     quantised = {name for name, found in kinds.items() if found == kind}
-    assert len(quantised) == 2 * 7
+    assert len(quantised) == 2 * (6 if family == "blip-2" else 7)  # OPT's MLP has no gate
     assert all(name.startswith(lvlm.family.llm) for name in quantised)
+    assert lvlm.llm.get_input_embeddings().weight.dtype == torch.float32  # not tied to a packed head
     optimizer = torch.optim.AdamW([p for p in lvlm.parameters() if p.requires_grad], 1e-2)
     losses = []
     embeds, mask = torch.randn(2, 5, 64), torch.ones(2, 5, dtype=torch.long)
@@ -238,6 +240,15 @@ def test_a_quantised_base_trains_its_adapters(family, quantisation, kind, tmp_pa
         loss.backward()
         optimizer.step()
     assert losses[-1] < losses[0]
+
+
+def test_layers_that_no_4_bit_block_fits(tmp_path, monkeypatch):
+    folder = write_lvlm("llava", tmp_path)
+    monkeypatch.setattr(AutoModel, "from_pretrained", lambda *_, **__: pytest.fail("the weights were read"))
+    assert refused(folder, quantisation="nf4") == (
+        f"backbone.quantisation='nf4' packs 32 rows of 64 numbers, and language_model.layers.0.self_attn.q_proj of {folder} has 48 rows of "
+        "48; set int8 or none"
+    )
 
 
 @pytest.mark.parametrize(

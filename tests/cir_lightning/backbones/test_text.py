@@ -278,8 +278,8 @@ def test_a_tokenizer_without_special_tokens(tmp_path):
 
 def test_the_hole_vision_has_nothing_to_fill_it(folders):
     templates = {"query_template": "{vision}{caption}", "target_template": "{vision}"}
-    whole = IntentEncoder(backbone("clip", folders), None, soft_prompt=NoPrompt(), **templates)
-    assert refused(whole).endswith("has the hole {vision}, but HFTextEncoder has no visual tokens of its own")
+    with pytest.raises(UserError, match=r"query_template has the hole \{vision\}, but HFTextEncoder has no visual tokens of its own"):
+        IntentEncoder(backbone("clip", folders), None, soft_prompt=NoPrompt(), **templates)
 
 
 def test_only_the_text_path_of_the_q_former_is_kept(folders):
