@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
 from cir_lightning.checkpoint import load_trained
@@ -121,14 +121,30 @@ def load(name: str | PathLike[str], device: str = "cpu") -> Retriever:
     encoder = make_encoder(config)
     check_base(encoder, config, str(name))
     restore(encoder, state, tower, str(name))
-    return Retriever(encoder.to(device), config["data"]["init_args"].get("transform", "letterbox"))
+    return Retriever(encoder.to(device), transform_of(config))
+
+
+def transform_of(config: dict[str, Any]) -> Any:
+    """How pictures become squares, in a run's config."""
+    return config["data"].get("init_args", {}).get("transform", "letterbox")
 
 
 def make_encoder(config: dict[str, Any]) -> Encoder:
-    """The encoder of a run's config, not built yet."""
+    """The encoder of a run's config, not built yet.
+
+    Raises:
+        UserError: the config describes none that can be made.
+    """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Encoder, "encoder")
-    encoder: Encoder = parser.instantiate(parser.parse_object({"encoder": config["model"]["encoder"]})).encoder
+    try:
+        asked = parser.parse_object({"encoder": config["model"].get("encoder")})
+    except ArgumentError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"the config of these weights describes no encoder that this version can make ({reason}); use another one"
+        ) from error
+    encoder: Encoder = parser.instantiate(asked).encoder
     return encoder
 
 

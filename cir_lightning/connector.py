@@ -32,10 +32,12 @@ class Connector(nn.Module, ABC):
     Attributes:
         queries: Q, the number of image tokens.
         native: whether it is an LVLM's own, which reads the patch features as they are and speaks at the scale of the LLM's embeddings.
+        starts_from: the argument that names weights to start training from, which a trained Connector does without; None if there is none.
     """
 
     queries: int
     native = False
+    starts_from: str | None = None
 
     @abstractmethod
     def build(self, features: int, patches: int, width_out: int) -> None:

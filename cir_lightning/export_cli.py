@@ -19,7 +19,8 @@ folder, a checkpoint file or the name of packaged weights. It is loaded by
 
 on a machine that has the base model, or reaches it on the hub; another revision of it is refused.
 
-  --merge  write the LLM with the adapters merged into its weights, instead of the adapters"""
+  --merge  merge the adapters into the base model and write that, too: nothing of it is then needed but what comes with pip packages and,
+           of a vision tower and an LLM that were composed by their ids, the vision tower"""
 
 
 class _Parser(Refusing, argparse.ArgumentParser):

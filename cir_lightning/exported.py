@@ -3,7 +3,7 @@
 ``config.yaml``            encoder with templates, transform of pictures, key of the vision tower, base models with their commits
 ``modules.safetensors``    what was trained beside the LLM: Connector, soft prompt, projection, residual, standardiser, temperature
 ``adapter_model.safetensors`` and ``adapter_config.json``    the LLM's adapters in PEFT's own format, or
-``llm``                    the LLM with its adapters merged, a Hugging Face folder
+``merged``                 the base model with its adapters merged, a folder that the backbone reads in the place of the base
 ``README.md``              the model card
 """
 
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
     from cir_lightning.encoder import Encoder
 
-CONFIG, MODULES, ADAPTER, LLM = "config.yaml", "modules.safetensors", "adapter_model.safetensors", "llm"
+CONFIG, MODULES, ADAPTER, MERGED = "config.yaml", "modules.safetensors", "adapter_model.safetensors", "merged"
 IN_PEFT = "base_model.model."  # where peft has the LLM
+KINDS = {"tower": str, "llm": str, "base": dict, "merged": list}  # in config.yaml, beside the encoder and the data
 
 
 def to_peft(name: str, llm: str) -> str:
@@ -49,27 +50,39 @@ def from_peft(name: str, llm: str) -> str:
     return re.sub(r"lora_magnitude_vector$", "lora_magnitude_vector.default.weight", plain)
 
 
+def backbone_arguments(model: dict[str, Any]) -> dict[str, Any]:
+    """Those of the backbone within an encoder's part of a config; to be changed in place."""
+    arguments: dict[str, Any] = ((model.get("init_args") or {}).get("backbone") or {}).get("init_args") or {}
+    return arguments
+
+
 def is_exported(folder: Path) -> bool:
     """Whether it is a folder that ``cir export`` wrote."""
     return (folder / MODULES).is_file() and (folder / CONFIG).is_file()
 
 
 def read_exported(folder: Path) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
-    """Trained tensors by the encoder's names, the key of the vision tower, and the config.
+    """Trained tensors by the encoder's names, the key of the vision tower, and the config, in which ``merged`` has its place.
 
     Raises:
         UserError: a file is missing or damaged.
     """
     try:
         config = parse_config((folder / CONFIG).read_text(encoding="utf-8"), folder / CONFIG)
+        wrong = [key for key, kind in KINDS.items() if not isinstance(config.get(key), kind)]
+        wrong += [f"base.{option}" for option, base in dict(config.get("base") or {}).items() if not isinstance(base.get("key"), str)]
+        if wrong:
+            raise UserError(f"{folder / CONFIG}: {wrong[0]} is missing or of another type; export the model again")
+        arguments = backbone_arguments(config["model"]["encoder"])
+        arguments |= {option: str(folder / arguments[option]) for option in config["merged"]}
         state, llm = load_file(folder / MODULES), config["llm"]
         if (folder / ADAPTER).is_file():
             state |= {from_peft(name, llm): tensor for name, tensor in load_file(folder / ADAPTER).items()}
-        for shard in sorted((folder / LLM).glob("*.safetensors")):
-            state |= {llm + name: tensor for name, tensor in load_file(shard).items()}
         return state, config["tower"], config
-    except (SafetensorError, KeyError, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder}: not what cir export wrote ({error}); export the model again") from error
+    except (SafetensorError, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{folder}: not what cir export wrote ({error!r}); export the model again") from error
 
 
 def check_base(encoder: Encoder, config: dict[str, Any], name: str) -> None:
@@ -77,16 +90,14 @@ def check_base(encoder: Encoder, config: dict[str, Any], name: str) -> None:
 
     Args:
         encoder: not built yet.
-        config: of the export; that of a run names no base and is checked by its vision tower alone.
-        name: of the export, for messages.
+        config: of an export or a run.
+        name: of the export or the run, for messages.
 
     Raises:
         UserError: its revision, or its files in a local folder, are others.
     """
     for option, checkpoint in encoder.base_models().items():
-        wanted = config.get("base", {}).get(option)
-        if wanted and wanted["key"] != (found := checkpoint.key()):
-            raise UserError(
-                f"{name}: was trained on the base model {wanted['key']!r}, but {checkpoint.name!r} is here {found!r}; get revision "
-                f"{wanted['commit'] or 'of that content'} of {wanted['model']}"
-            )
+        if wanted := config.get("base", {}).get(option):
+            commit = wanted.get("commit")
+            remedy = f"get revision {commit} of {wanted['model']}" if commit else "get the files that it was trained on"
+            checkpoint.check_trained(wanted["key"], name, remedy)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cir_lightning.exported import backbone_arguments
 from cir_lightning.retrieval import report
 from cir_lightning.retrieval.tables import to_markdown
 from data_modules.errors import UserError
@@ -38,25 +40,25 @@ print(model.rank("reference.jpg", "the same in red", ["a.jpg", "b.jpg"]))
 """
 
 
-def model_card(about: dict[str, Any], config: dict[str, Any], checkpoint: Path, name: str) -> str:
+def model_card(about: dict[str, Any], config: dict[str, Any], checkpoint: Path, name: str, *, merged: bool = False) -> str:
     """The text of ``README.md``.
 
     Args:
-        about: what is in the export's ``config.yaml``.
+        about: what is in the export's ``config.yaml``, before merging.
         config: of the run.
         checkpoint: the file that was exported; results lie beside it.
         name: of the folder.
+        merged: whether the adapters are merged.
     """
     encoder = about["model"]["encoder"]
     arguments, base = encoder.get("init_args", {}), about["base"]
     data, trainer = config["data"], config.get("trainer") or {}
-    models = [f"{one['model']}, revision {one['commit'] or 'of the content ' + one['key']}" for one in base.values()]
     facts = {
         "encoder": encoder["class_path"],
         "backbone": (arguments.get("backbone") or {}).get("class_path"),
-        "base model": "; ".join(models) or "comes with pip packages",
+        "base model": "; ".join(map(_base, base.values())) or "comes with pip packages",
         "vision tower": about["tower"],
-        "adapters": _adapters(arguments, config),
+        "adapters": _adapters(backbone_arguments(encoder), merged=merged),
         "query": _code(arguments.get("query_template")),
         "target": _code(arguments.get("target_template")),
         "pooling": arguments.get("pooling"),
@@ -65,7 +67,7 @@ def model_card(about: dict[str, Any], config: dict[str, Any], checkpoint: Path, 
         "pictures": f"made square by {about['data']['init_args']['transform']!r}",
         "made by": f"cir-lightning {about['cir_lightning']}",
     }
-    ids = [one["model"] for one in base.values()]
+    ids = [one["model"] for one in base.values() if one["commit"]]
     return CARD.format(
         front="".join(["base_model:\n", *(f"- {one}\n" for one in ids)]) if ids else "",
         name=name,
@@ -76,7 +78,7 @@ def model_card(about: dict[str, Any], config: dict[str, Any], checkpoint: Path, 
 
 
 def results_of(checkpoint: Path) -> str:
-    """The tables of the run that the checkpoint is of, as Markdown; those of another checkpoint are left out."""
+    """The tables of the run that the checkpoint is of, as Markdown; those of another or an older checkpoint are left out."""
     tables = []
     for split in ("test", "val"):
         file = checkpoint.parent.parent / split / "results.json"
@@ -84,9 +86,10 @@ def results_of(checkpoint: Path) -> str:
             found = report.read(file) if file.is_file() else None
         except UserError:
             found = None
-        if found and Path(found.checkpoint).name == checkpoint.name:
-            tables.append(to_markdown(found))
-    return "\n\n".join(tables) or "None lie beside the checkpoint that was exported: score it with `cir test --ckpt_path` first."
+        fresh = file.is_file() and file.stat().st_mtime >= checkpoint.stat().st_mtime  # training that went on has replaced best.ckpt
+        if found and fresh and Path(found.checkpoint).name == checkpoint.name:
+            tables.append(to_markdown(replace(found, checkpoint=checkpoint.name)))
+    return "\n\n".join(tables) or "No newer ones lie beside the checkpoint that was exported: score it with `cir test --ckpt_path` first."
 
 
 def _method(encoder: str) -> str:
@@ -98,13 +101,25 @@ def _method(encoder: str) -> str:
     )
 
 
-def _adapters(arguments: dict[str, Any], config: dict[str, Any]) -> str | None:
-    backbone = (config["model"]["encoder"].get("init_args", {}).get("backbone") or {}).get("init_args") or {}
-    lora = backbone.get("lora")
-    if not lora:
+def _base(one: dict[str, Any]) -> str:
+    """Of a folder, neither where it lies nor whose it is."""
+    if one["commit"]:
+        return f"{one['model']}, revision {one['commit']}"
+    return f"a local folder {Path(one['model']).name!r} of the content {one['key']}; where it lies on your machine is said in config.yaml"
+
+
+def _adapters(backbone: dict[str, Any], *, merged: bool) -> str | None:
+    sizes = [
+        f"LoRA of rank {lora.get('rank')}, alpha {lora.get('alpha')} on the {part}"
+        for part, lora in (("LLM", backbone.get("lora")), ("vision transformer", backbone.get("vision_lora")))
+        if lora
+    ]
+    if not sizes:
         return None
-    merged = not ((arguments.get("backbone") or {}).get("init_args") or {}).get("lora")
-    return f"LoRA of rank {lora.get('rank')}, alpha {lora.get('alpha')}{', merged into the LLM in the folder llm' if merged else ''}"
+    packed = backbone.get("quantisation", "none")
+    over = f"trained over {packed} weights; `quantisation: none` in config.yaml loads them over unquantised ones, with other figures"
+    where = ["merged into the base model in the folder `merged`"] if merged else [over] if packed != "none" else []
+    return ", ".join([" and ".join(sizes), *where])
 
 
 def _code(text: str | None) -> str | None:

@@ -307,8 +307,7 @@ class CIRModule(LightningModule):
         """Refuse a checkpoint whose frozen tower is another one."""
         self._check_tower(str(checkpoint.get("tower")))
         for option, base in self.encoder.base_models().items():
-            if (trained := checkpoint.get("base", {}).get(option, base.key())) != base.key():
-                raise UserError(f"the weights were trained on {trained!r}, but {base.name} is now {base.key()!r}; use the model of then")
+            base.check_trained(checkpoint.get("base", {}).get(option, base.key()), "the checkpoint", "use the model of then")
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: FBT001, FBT002 - torch's
         """Strict about what is trained; frozen weights come with the backbone."""

@@ -42,7 +42,7 @@ def find_weights(name: str) -> Path:
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
-    """Trained tensors by name, the key of their vision tower, and the whole config of their run.
+    """Trained tensors by name, the key of their vision tower, and the whole config of their run, with the keys of its base models.
 
     Raises:
         UserError: the file is damaged or of another kind.
@@ -51,7 +51,10 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
         return read_exported(path.parent)
     if path.suffix != ".safetensors":
         checkpoint = read_checkpoint(path)
-        return checkpoint["state_dict"], checkpoint["tower"], parse_config(checkpoint[CONFIG_KEY], path)
+        config = parse_config(checkpoint[CONFIG_KEY], path)
+        if base := checkpoint.get("base"):
+            config["base"] = {option: {"key": key} for option, key in base.items()}
+        return checkpoint["state_dict"], checkpoint["tower"], config
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}

@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
+from data_modules.errors import UserError
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -105,6 +109,20 @@ class Backbone(nn.Module, ABC):
     def base_models(self) -> dict[str, Checkpoint]:
         """The checkpoints that it is built on, by the argument that is their revision; the LLM's is the last one."""
         return {}
+
+    def save_merged(self, folder: Path) -> dict[str, str | None]:
+        """Write what is read from a base model and had adapters, which were merged into it.
+
+        Args:
+            folder: new.
+
+        Returns:
+            The arguments, by name, with which the same backbone is built from ``folder``; the others stay.
+
+        Raises:
+            UserError: it cannot be written so.
+        """
+        raise UserError(f"--merge: {type(self).__name__} cannot be read from a folder of merged weights ({folder.name}); leave it out")
 
     def read(self, embeds: Tensor, mask: Tensor, seen: Tensor, vision: Tensor | None) -> Tensor:
         """The LLM's last hidden states (B, L, D).

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
@@ -166,7 +167,17 @@ class Checkpoint:
         return Path(found).parent.name if isinstance(found, str) else None
 
     def key(self) -> str:
-        """What identifies its weights: id and commit on the hub; of a folder, a hash of its files.
+        """What adapters are trained over: :meth:`unpacked_key` and the quantisation, if there is one.
+
+        Raises:
+            UserError: the commit on the hub is not known.
+        """
+        return "-".join([self.unpacked_key(), *([] if self.quantisation == "none" else [self.quantisation])])
+
+    def unpacked_key(self) -> str:
+        """What identifies its weights before bitsandbytes: id and commit on the hub, or of a folder a hash of its files; and the dtype.
+
+        It is all that a vision tower depends on, which is never quantised.
 
         Of files of more than 64 MB, every megabyte's first 4 KB are hashed: what training or another conversion changes is everywhere.
 
@@ -174,8 +185,34 @@ class Checkpoint:
             UserError: the commit on the hub is not known.
         """
         if self._key is None:
-            self._key = "-".join([self._origin(), self.dtype, *([] if self.quantisation == "none" else [self.quantisation])])
+            self._key = f"{self._origin()}-{self.dtype}"
         return self._key
+
+    def check_trained(self, key: str, name: str, remedy: str) -> None:
+        """Refuse weights that are not those that a model was trained over.
+
+        Another quantisation of the same weights is let through with a warning. Adapters trained over 4-bit weights are commonly used over
+        bfloat16 ones (QLoRA, arXiv 2305.14314, merges them so), and a model trained in bfloat16 is packed to save memory: both work, but
+        the base then differs from that of training by the rounding of the packed weights, so figures have to be measured again.
+
+        Args:
+            key: :meth:`key` at the time of training.
+            name: of the trained model, for the message.
+            remedy: what to do.
+
+        Raises:
+            UserError: the commit on the hub, the files of the folder, or the dtype are others.
+        """
+        if key == (found := self.key()):
+            return
+        packed = next((how for how in get_args(Quantisation) if key.endswith(f"-{how}")), "none")
+        if key.removesuffix(f"-{packed}") != self.unpacked_key():
+            raise UserError(f"{name}: was trained on the base model {key!r}, but {self.name!r} is here {found!r}; {remedy}")
+        warnings.warn(
+            f"{name}: trained over {self.name} with quantisation={packed!r} and now used with {self.quantisation!r}, whose weights are "
+            "rounded in another way; measure it again (cir test) before comparing its figures",
+            stacklevel=2,
+        )
 
     def _origin(self) -> str:
         kind = self._kind or self.config().model_type

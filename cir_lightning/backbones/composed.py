@@ -18,6 +18,8 @@ from cir_lightning.backbones.skeleton import on_meta
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from cir_lightning.backbones.lora import LoRA
 
 
@@ -114,6 +116,12 @@ class ComposedLVLM(Backbone):
     def base_models(self) -> dict[str, Checkpoint]:
         """See :class:`~cir_lightning.backbones.base.Backbone`."""
         return {"vision_revision": self.eyes, "llm_revision": self.words}
+
+    def save_merged(self, folder: Path) -> dict[str, str | None]:
+        """See :class:`~cir_lightning.backbones.base.Backbone`; the vision tower is still read by its id."""
+        self.llm.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        return {"llm": str(folder), "llm_revision": None}
 
     def build(self) -> None:
         """See :class:`~cir_lightning.backbones.base.Backbone`."""

@@ -25,6 +25,8 @@ from cir_lightning.backbones.skeleton import on_meta, vision_shape
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from cir_lightning.backbones.lora import LoRA
 
 
@@ -240,7 +242,7 @@ class HFLVLM(Backbone):
         self.llm = self.base.get_submodule(self.family.llm)  # type: ignore[assignment]
         self.tokenizer = self.checkpoint.tokenizer()
         self._image_token = int(config.image_token_id)
-        size, key = self.image_size or _default_size(config), f"{self.checkpoint.key()}-{config.model_type}"
+        size, key = self.image_size or _default_size(config), f"{self.checkpoint.unpacked_key()}-{config.model_type}"
         processor = None if on_meta() else self.checkpoint.image_processor()
         if self.vision_lora is not None:
             self.vision_lora.add_to(self.base.get_submodule(self.family.eyes))
@@ -250,6 +252,12 @@ class HFLVLM(Backbone):
         if self.vision_lora is not None and not on_meta():
             self._freeze_unread_layers()
         adapt(self.llm, self.lora, gradient_checkpointing=self.gradient_checkpointing)
+
+    def save_merged(self, folder: Path) -> dict[str, str | None]:
+        """See :class:`~cir_lightning.backbones.base.Backbone`."""
+        for part in (self.base, self.tokenizer, self.checkpoint.image_processor()):
+            part.save_pretrained(folder)
+        return {"model": str(folder), "revision": None}
 
     def _freeze_unread_layers(self) -> None:
         """Take the adapters of layers that no feature comes from, such as LLaVA's last one, out of training: DDP would stop at them."""

@@ -141,6 +141,7 @@ class MiniLVLM(Backbone):
         layers: how many of SmolLM2's 30 layers are used.
         image_size: side of the input pictures, pixels.
         grid: patches are a grid x grid map.
+        language_model: folder of a SmolLM2-135M into which adapters were merged (``cir export --merge``); None for that of its package.
         lora: the adapters; None for a frozen LLM.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
     """
@@ -151,6 +152,7 @@ class MiniLVLM(Backbone):
         image_size: int = 160,
         *,
         grid: int = 5,
+        language_model: str | None = None,
         lora: LoRA | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
@@ -158,12 +160,22 @@ class MiniLVLM(Backbone):
         if not 1 <= layers <= LAYERS:
             raise UserError(f"backbone.layers={layers}: SmolLM2-135M has {LAYERS} layers; choose 1 to {LAYERS}")
         self.layers, self.image_size, self.grid = layers, image_size, grid
-        self.lora, self.gradient_checkpointing = lora, gradient_checkpointing
+        self.language_model, self.lora, self.gradient_checkpointing = language_model, lora, gradient_checkpointing
+
+    def base_models(self) -> dict[str, Checkpoint]:
+        """See :class:`~cir_lightning.backbones.base.Backbone`; what comes with pip packages is not among them."""
+        return {} if self.language_model is None else {"language_model": Checkpoint(self.language_model, dtype="float32")}
+
+    def save_merged(self, folder: Path) -> dict[str, str | None]:
+        """See :class:`~cir_lightning.backbones.base.Backbone`; the vision tower still comes with its package."""
+        self.llm.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        return {"language_model": str(folder)}
 
     def build(self) -> None:
         """See :class:`~cir_lightning.backbones.base.Backbone`."""
         quiet_transformers()
-        checkpoint = Checkpoint(str(language_model_folder()), dtype="float32")
+        checkpoint = Checkpoint(self.language_model or str(language_model_folder()), dtype="float32")
         checkpoint.config().num_hidden_layers, checkpoint.config().use_cache = self.layers, False
         self.tower = EfficientNetLite0(self.image_size, self.grid)
         self.tokenizer = checkpoint.tokenizer()

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,7 +186,9 @@ class QwenResampler(Connector):
     Source: Qwen-VL (arXiv 2308.12966), section 2.1.
     """
 
+    pos_embed: Tensor
     native = True
+    starts_from = "folder"
 
     def __init__(self, folder: str | None = None, queries: int = 256) -> None:
         super().__init__()
@@ -203,13 +206,13 @@ class QwenResampler(Connector):
             raise UserError(f"QwenResampler needs an LLM whose width is a multiple of {HEAD}, and this one's is {width_out}; use Resampler")
         if math.isqrt(patches) ** 2 != patches:
             raise UserError(f"QwenResampler needs a square of patches, and this vision tower has {patches}; use Resampler")
-        self.pos_embed = nn.Parameter(sincos_positions(math.isqrt(self.queries), width_out), requires_grad=False)
+        self.register_buffer("pos_embed", sincos_positions(math.isqrt(self.queries), width_out))  # in checkpoints: a start may round them
         self.query = nn.Parameter(0.02 * torch.randn(self.queries, width_out))
         self.kv_proj = nn.Linear(features, width_out, bias=False)
         self.attn = nn.MultiheadAttention(width_out, width_out // HEAD, batch_first=True)
         self.ln_q, self.ln_kv, self.ln_post = (nn.LayerNorm(width_out, eps=EPS) for _ in range(3))
         self.proj = nn.Parameter(torch.randn(width_out, width_out) / math.sqrt(width_out))
-        if self.folder is not None:
+        if self.folder is not None and not on_meta():
             self._start_from(read_converted(self.folder))
 
     def _start_from(self, converted: Converted) -> None:
@@ -319,6 +322,18 @@ class QwenVLChat(Backbone):
     def base_models(self) -> dict[str, Checkpoint]:
         """See :class:`~cir_lightning.backbones.base.Backbone`."""
         return {"folder": self.words}
+
+    def save_merged(self, folder: Path) -> dict[str, str | None]:
+        """See :class:`~cir_lightning.backbones.base.Backbone`; the ViT and the resampler are copied, so that nothing else is needed."""
+        converted = read_converted(self.folder)
+        self.llm.save_pretrained(folder / LLM)
+        self.tokenizer.save_pretrained(folder / LLM)
+        for name in (VISION, CONNECTOR):
+            shutil.copyfile(converted.folder / name, folder / name)
+        about = json.loads((converted.folder / CONFIG).read_text())
+        about["files"] = {name: converted.files[name] for name in (VISION, CONNECTOR)}
+        (folder / CONFIG).write_text(json.dumps(about))
+        return {"folder": str(folder)}
 
     def build(self) -> None:
         """See :class:`~cir_lightning.backbones.base.Backbone`; every file is read once, onto torch's default device.

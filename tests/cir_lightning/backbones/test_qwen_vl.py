@@ -171,7 +171,7 @@ def test_what_float16_cannot_hold_does_not_become_infinite():
         ({"queries": 8}, None, r"connector\.queries=8 is no square number"),
         ({}, (32, 16, 44), r"a multiple of 10, and this one's is 44; use Resampler"),
         ({}, (32, 15, 40), r"a square of patches, and this vision tower has 15"),
-        ({"folder": True}, (32, 16, 40), r"connector\.safetensors: pos_embed is \(16, 40\), and .*queries=256 need \(256, 40\)"),
+        ({"folder": True}, (32, 16, 40), r"connector\.safetensors: query is \(16, 40\), and .*queries=256 need \(256, 40\)"),
         ({"folder": True, "queries": 16}, (24, 16, 40), r"kv_proj\.weight is \(40, 32\), and .* need \(40, 24\)"),
     ],
 )

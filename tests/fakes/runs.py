@@ -1,0 +1,69 @@
+"""Run folders without a run: a checkpoint with random adapters and modules over a base model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+from cir_lightning.api import make_encoder
+from cir_lightning.checkpoint import CONFIG_KEY, trained_state
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from cir_lightning.api import Retriever
+
+CAPTION = "but red as a circle"
+RESAMPLER = {"class_path": "cir_lightning.connector.Resampler", "init_args": {"queries": 4, "width": 32, "depth": 1, "heads": 4}}
+
+
+def write_run(folder: Path, backbone: str, options: dict[str, Any], **encoder: Any) -> Path:
+    """Write ``folder/checkpoints/best.ckpt``.
+
+    Args:
+        folder: of the run, new.
+        backbone: its class within ``cir_lightning.backbones``.
+        options: the class's arguments.
+        encoder: arguments of the encoder, beside or instead of those below.
+    """
+    arguments = {
+        "backbone": {"class_path": f"cir_lightning.backbones.{backbone}", "init_args": options},
+        "connector": RESAMPLER,
+        "soft_prompt": {"class_path": "cir_lightning.prompt_pool.PromptPool", "init_args": {"size": 6, "tokens": 2, "chosen": 2}},
+        "query_template": "{image}{soft} Edit: {caption}",
+        "target_template": "{image}{soft} Picture",
+        "width": 32,
+        "residual": True,
+        **encoder,
+    }
+    config = {
+        "trainer": {"max_steps": 3},
+        "model": {"encoder": {"class_path": "cir_lightning.encoder.IntentEncoder", "init_args": arguments}},
+        "data": {"class_path": "data_modules.shoes.Shoes", "init_args": {"root": "/home/me/shoes", "transform": "pad", "batch_size": 7}},
+    }
+    torch.manual_seed(3)
+    built = make_encoder(config)
+    built.build()
+    for parameter in built.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    part = torch.nn.ModuleDict({"encoder": built})
+    content = {
+        "state_dict": trained_state(part, part.state_dict()) | {"loss.log_temperature": torch.tensor(-2.0)},
+        "tower": built.tower.key,
+        "base": {option: base.key() for option, base in built.base_models().items()},
+        CONFIG_KEY: yaml.safe_dump(config),
+        "pytorch-lightning_version": "2.6.6",
+    }
+    (folder / "checkpoints").mkdir(parents=True)
+    torch.save(content, folder / "checkpoints" / "best.ckpt")
+    return folder
+
+
+def vectors(model: Retriever, picture: Path) -> Tensor:
+    """What a model makes of a query and of a gallery picture (2, E)."""
+    return torch.stack([model.encode_query(picture, CAPTION), model.encode_pictures([picture])[0]])
