@@ -126,7 +126,7 @@ def load(name: str | PathLike[str], device: str = "cpu") -> Retriever:
 
 def transform_of(config: dict[str, Any]) -> Any:
     """How pictures become squares, in a run's config."""
-    return config["data"].get("init_args", {}).get("transform", "letterbox")
+    return (config["data"].get("init_args") or {}).get("transform", "letterbox")
 
 
 def make_encoder(config: dict[str, Any]) -> Encoder:
@@ -138,13 +138,14 @@ def make_encoder(config: dict[str, Any]) -> Encoder:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Encoder, "encoder")
     try:
-        asked = parser.parse_object({"encoder": config["model"].get("encoder")})
-    except ArgumentError as error:
+        encoder: Encoder = parser.instantiate(parser.parse_object({"encoder": config["model"].get("encoder")})).encoder
+    except UserError:
+        raise
+    except (ArgumentError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"the config of these weights describes no encoder that this version can make ({reason}); use another one"
         ) from error
-    encoder: Encoder = parser.instantiate(asked).encoder
     return encoder
 
 

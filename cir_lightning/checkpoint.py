@@ -109,6 +109,10 @@ def parse_config(text: str, path: Path) -> dict[str, Any]:
         config = yaml.safe_load(text)
     except yaml.YAMLError:
         config = None
-    if not isinstance(config, dict) or not all(isinstance(config.get(part), dict) for part in ("model", "data")):
+    if not isinstance(config, dict) or not all(_is_part(config.get(part)) for part in ("model", "data")):
         raise UserError(f"{path}: the config in this file is damaged; use another one")
     return config
+
+
+def _is_part(part: Any) -> bool:
+    return isinstance(part, dict) and isinstance(part.get("init_args") or {}, dict)

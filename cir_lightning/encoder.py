@@ -168,6 +168,8 @@ class IntentEncoder(Encoder):
         self.label = backbone.label
         self.query_template = Template(query_template, "model.encoder.query_template", positions)
         self.target_template = Template(target_template, "model.encoder.target_template", positions)
+        if width is not None and width < 1:
+            raise UserError(f"model.encoder.width={width} is not possible; set it to 1 or more, or to null for no projection")
         if positions == "answer" and not chat:
             raise UserError("model.encoder.positions='answer' needs the assistant's turn; set model.encoder.chat to true")
         if not self.query_template.has_caption:

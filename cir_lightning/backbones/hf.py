@@ -208,6 +208,8 @@ class HFLVLM(Backbone):
     ) -> None:
         super().__init__()
         self.vision_lora = vision_lora
+        if image_size is not None and image_size < 1:
+            raise UserError(f"backbone.image_size={image_size} is not possible; set it to 1 or more, or to null for the checkpoint's own")
         self.checkpoint = Checkpoint(model, revision, dtype=dtype, quantisation=quantisation)
         self.quantised = quantisation != "none"
         if lora is not None and lora.dora and quantisation == "int8":

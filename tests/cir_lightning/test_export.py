@@ -3,6 +3,8 @@
 import os
 import shutil
 import sys
+from contextlib import nullcontext
+from functools import reduce
 from pathlib import Path
 
 import huggingface_hub
@@ -256,3 +258,41 @@ def test_help_is_light(capsys):
 @pytest.mark.parametrize("name", ["layers.0.self_attn.q_proj.lora_A.default.weight", "layers.1.mlp.lora_magnitude_vector.default.weight"])
 def test_names_go_both_ways(name):
     assert from_peft(to_peft(f"a.llm.{name}", "a.llm."), "a.llm.") == f"a.llm.{name}"
+
+
+SPOILT = [  # key in config.yaml, value, message
+    ("tower", 5, "tower is missing or of another type; export the model again"),
+    ("llm", None, "llm is missing or of another type"),
+    ("base", [], "base is missing or of another type"),
+    ("base.revision", "main", "not what cir export wrote"),
+    ("base.revision.key", 7, r"base\.revision is missing or of another type"),
+    ("merged", ["model", "colour"], "not what cir export wrote"),
+    ("model.encoder", ["a"], "not what cir export wrote"),
+    ("model.encoder.class_path", "os.system", "describes no encoder that this version can make"),
+    ("model.encoder.init_args.connector", None, "describes no encoder that this version can make"),
+    ("model.encoder.init_args.width", "wide", "describes no encoder that this version can make"),
+    ("model.encoder.init_args.width", -1, r"model\.encoder\.width=-1 is not possible; set it to 1 or more, or to null"),
+    ("model.encoder.init_args.backbone.init_args.image_size", -1, r"backbone\.image_size=-1 is not possible; set it to 1 or more"),
+    ("data", "shoes", "the config in this file is damaged"),
+    ("data.init_args", ["pad"], "the config in this file is damaged"),
+    ("data.init_args", None, None),
+]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    run = write_run(folder / "run", write_lvlm("llava", folder / "base"))
+    assert main(["export", str(run), str(folder / "mine")]) == 0
+    return folder / "mine"
+
+
+@pytest.mark.parametrize(("key", "value", "message"), SPOILT)
+def test_a_config_that_was_spoilt(exported, tmp_path, key, value, message):
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    *path, last = key.split(".")
+    reduce(lambda part, name: part[name], path, config)[last] = value
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match=message) if message else nullcontext():
+        load(copy)
