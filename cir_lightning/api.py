@@ -161,6 +161,7 @@ def restore(encoder: Encoder, state: Mapping[str, Tensor], tower: str, name: str
     Raises:
         UserError: they are of another model or vision tower.
     """
+    encoder.restored = True
     encoder.build()
     if tower != encoder.tower.key:
         raise UserError(f"{name}: the weights were trained on the vision tower {tower!r}, but this installation has {encoder.tower.key!r}")

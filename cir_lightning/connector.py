@@ -11,12 +11,14 @@ Source: CIR-LVLM (arXiv 2412.11087), section on the Connector; sizes and structu
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import nn
 
+from cir_lightning.backbones.checkpoints import Checkpoint
+from cir_lightning.backbones.skeleton import on_meta
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
@@ -133,15 +135,21 @@ class Resampler(Connector):
 
 
 class QFormer(Connector):
-    """BLIP-2's Q-Former, trained from scratch.
+    """BLIP-2's Q-Former, trained from scratch or from BLIP-2's own.
 
-    A BERT encoder whose tokens are the queries; its layers 1, 3, 5, ... read the patches.
+    A BERT encoder whose tokens are the queries; its layers 1, 3, 5, ... read the patches. BLIP-2's own is trained further on: on top of it
+    there are new layers for the patches, since another vision tower's, standardised, are not those that it knows, and for the LLM.
 
     Args:
         queries: Q, image tokens.
         width: h, inner width.
         depth: layers.
         heads: attention heads; must divide ``width``.
+        patch_width: of what its cross-attention reads; None for ``width``.
+        init_from: a BLIP-2 checkpoint whose Q-Former and queries training starts from, an id on the Hugging Face hub
+            (``Salesforce/blip2-itm-vit-g``) or a local folder. The sizes must be its: 32 queries, width 768, patch width 1408, depth 12,
+            12 heads. A trained run does not need it any more.
+        revision: of ``init_from``, commit, tag or branch on the hub.
 
     Raises:
         UserError: a size is below 1, or ``width`` is no multiple of ``heads``.
@@ -149,18 +157,39 @@ class QFormer(Connector):
     Source: BLIP-2 (arXiv 2301.12597), section 3.1; without its text branch.
     """
 
-    def __init__(self, queries: int = 8, width: int = 256, *, depth: int = 2, heads: int = 8) -> None:
+    starts_from = "init_from"
+
+    def __init__(
+        self,
+        queries: int = 8,
+        width: int = 256,
+        *,
+        depth: int = 2,
+        heads: int = 8,
+        patch_width: int | None = None,
+        init_from: str | None = None,
+        revision: str | None = None,
+    ) -> None:
         super().__init__()
-        _check_sizes(queries=queries, width=width, depth=depth, heads=heads)
+        self.patch_width = width if patch_width is None else patch_width
+        _check_sizes(queries=queries, width=width, depth=depth, heads=heads, patch_width=self.patch_width)
         self.queries, self.width, self.depth, self.heads = queries, width, depth, heads
+        self.init_from, self.revision = init_from, revision
 
     def build(self, features: int, patches: int, width_out: int) -> None:
-        """See :meth:`Connector.build`."""
+        """See :meth:`Connector.build`.
+
+        Raises:
+            UserError: ``init_from`` is no BLIP-2, cannot be read, or has other sizes.
+        """
         from transformers import Blip2QFormerConfig, Blip2QFormerModel  # seconds to import: only where it is chosen
 
+        origin = None if self.init_from is None else Checkpoint(self.init_from, self.revision)
+        if origin is not None:
+            self._check_origin(origin)
         config = Blip2QFormerConfig(
             hidden_size=self.width,
-            encoder_hidden_size=self.width,
+            encoder_hidden_size=self.patch_width,
             num_hidden_layers=self.depth,
             num_attention_heads=self.heads,
             intermediate_size=4 * self.width,
@@ -168,13 +197,40 @@ class QFormer(Connector):
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         )
-        self.patch_input = PatchInput(features, patches, width=self.width)
+        self.patch_input = PatchInput(features, patches, width=self.patch_width)
         self.query = nn.Parameter(0.5 * torch.randn(1, self.queries, self.width))
         self.encoder = Blip2QFormerModel(config)
         for name, module in self.encoder.named_modules():
             if name.endswith(".key"):
                 module.bias = None  # adds the same to every score of a query, which softmax removes: it would never get a gradient
         self.out = nn.Linear(self.width, width_out)
+        if origin is not None and not on_meta():
+            self._start_from(origin)
+
+    def _check_origin(self, origin: Checkpoint) -> None:
+        config: Any = origin.config()
+        if config.model_type != "blip-2":
+            raise UserError(f"connector.init_from={origin.name!r} is a {config.model_type!r}, which has no Q-Former; name a BLIP-2")
+        own = config.qformer_config
+        theirs = {"queries": config.num_query_tokens, "width": own.hidden_size, "depth": own.num_hidden_layers}
+        theirs |= {"heads": own.num_attention_heads, "patch_width": own.encoder_hidden_size}
+        if (mine := {name: getattr(self, name) for name in theirs}) != theirs:
+            raise UserError(f"connector sizes {mine} are not those of connector.init_from={origin.name!r}; set {theirs}")
+        if own.intermediate_size != 4 * self.width or own.cross_attention_frequency != 2:
+            raise UserError(
+                f"connector.init_from={origin.name!r}: its Q-Former is built otherwise than BLIP-2's published ones; leave it out"
+            )
+
+    def _start_from(self, origin: Checkpoint) -> None:
+        """Take the queries and the layers that they go through, not the text branch's."""
+        weights = origin.tensors(["query_tokens", "qformer."])
+        mine = {f"qformer.{name}": tensor for name, tensor in self.encoder.state_dict(keep_vars=True).items()}
+        mine["query_tokens"] = self.query
+        if missing := sorted(mine.keys() - weights.keys()):
+            raise UserError(f"connector.init_from={origin.name!r} lacks the tensor {missing[0]}; get its files again")
+        with torch.no_grad():
+            for name, tensor in mine.items():
+                tensor.copy_(weights[name])
 
     def forward(self, features: Tensor) -> Tensor:
         """See :meth:`Connector.forward`."""
@@ -188,9 +244,9 @@ def _unit_variance(tokens: Tensor) -> Tensor:
     return F.layer_norm(tokens, tokens.shape[-1:])
 
 
-def _check_sizes(*, queries: int, width: int, depth: int, heads: int) -> None:
+def _check_sizes(*, width: int, heads: int, **others: int) -> None:
     """Refuse sizes that no Connector can have."""
-    for key, value in (("queries", queries), ("width", width), ("depth", depth), ("heads", heads)):
+    for key, value in (*others.items(), ("width", width), ("heads", heads)):
         if value < 1:
             raise UserError(f"connector: {key}={value} is below 1; set `connector.{key}` to 1 or more")
     if width % heads:

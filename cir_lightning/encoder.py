@@ -85,6 +85,7 @@ class Encoder(nn.Module, ABC):
         vision: gives the LVLM's own visual tokens, after :meth:`build`; None if they are not wanted.
         quantised: whether weights are of 4 or 8 bits, which no strategy can shard.
         standardise: after :meth:`build`.
+        restored: whether trained weights are going to be loaded; then :meth:`build` does not read what training starts from.
     """
 
     label: str
@@ -93,6 +94,7 @@ class Encoder(nn.Module, ABC):
     vision: VisionTower | None
     standardise: Standardiser
     quantised: bool = False
+    restored: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -207,6 +209,8 @@ class IntentEncoder(Encoder):
         self.vision = self.backbone.vision if self.query_template.has_vision or self.target_template.has_vision else None
         self.standardise = Standardiser(self.tower.width)
         if self.connector is not None:
+            if self.restored and self.connector.starts_from:
+                setattr(self.connector, self.connector.starts_from, None)
             self.connector.build(self.tower.width, self.tower.patches, self.backbone.width)
         self.soft_prompt.build(self.tower.width, self.backbone.width)
         self.width = self.projected_width or self.backbone.width

@@ -101,6 +101,7 @@ class CIRModule(LightningModule):
     def configure_model(self) -> None:
         """Read the weights, once."""
         if not self._built:
+            self.encoder.restored = self.restores or self.init_from is not None
             with self.trainer.strategy.tensor_init_context() if self._trainer else nullcontext():  # on the process' own device at once
                 self.encoder.build()
             self._built = True

@@ -94,9 +94,7 @@ class Checkpoint:
 
     def _chat_template(self) -> str | None:
         """Of ``chat_template.json``, where multimodal models have it."""
-        from transformers.utils.hub import cached_file
-
-        file = cached_file(self.name, "chat_template.json", revision=self.revision or "main", _raise_exceptions_for_missing_entries=False)
+        file = self._file("chat_template.json")
         return json.loads(Path(file).read_text(encoding="utf-8"))["chat_template"] if file else None
 
     def image_processor(self) -> Any:
@@ -144,6 +142,43 @@ class Checkpoint:
             raise UserError(f"{self.name} has {len(wrong)} tensors of another shape, the first of them {wrong[0]}; get its files again")
         loaded: PreTrainedModel = model.eval()
         return loaded
+
+    def tensors(self, prefixes: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Some of its weights by name, on the CPU, in its own dtype; nothing else of its files is read.
+
+        Args:
+            prefixes: what their names begin with, after ``model.`` if there is that.
+
+        Raises:
+            UserError: it has no safetensors, or they are damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        def wanted(name: str) -> bool:
+            return name.removeprefix("model.").startswith(tuple(prefixes))
+
+        files = ["model.safetensors"]
+        if index := self._file("model.safetensors.index.json"):
+            weights: dict[str, str] = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+            files = sorted({file for name, file in weights.items() if wanted(name)})
+        found: dict[str, torch.Tensor] = {}
+        for file in files:
+            if (path := self._file(file)) is None:
+                raise UserError(f"{self.name!r} has no file {file}; get it as safetensors, or take a revision that has them")
+            try:
+                with safe_open(path, framework="pt") as content:
+                    names = filter(wanted, content.keys())
+                    found |= {name.removeprefix("model."): content.get_tensor(name) for name in names}
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"cannot read {path} ({str(error)[:200]}); get its files again") from error
+        return found
+
+    def _file(self, name: str) -> str | None:
+        """Where one of its files lies, fetched from the hub if it must be; None if there is none."""
+        from transformers.utils.hub import cached_file
+
+        found: str | None = cached_file(self.name, name, revision=self.revision or "main", _raise_exceptions_for_missing_entries=False)
+        return found
 
     def _check_blocks(self, keep: Sequence[str], reader: str) -> None:
         for name, part in self.skeleton(reader).named_modules():

@@ -1,8 +1,13 @@
 """The Connector: shapes, scale, gradients, construction from a config."""
 
+import shutil
+
 import pytest
 import torch
+from fakes.lvlms import write_lvlm
 from jsonargparse import ArgumentParser
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
 
 from cir_lightning.connector import Connector, QFormer, Resampler
 from data_modules.errors import UserError
@@ -93,3 +98,88 @@ def test_a_config_builds_it(kind):
     assert isinstance(connector, kind)
     assert connector.queries == 5
     assert list(connector.parameters()) == []
+
+
+# ---- BLIP-2's own Q-Former ---------------------------------------------------------------------------------------------------------
+
+SIZES = {"queries": 4, "width": 32, "depth": 2, "heads": 4}
+
+
+@pytest.fixture(scope="module")
+def blip2(tmp_path_factory):
+    return write_lvlm("blip-2", tmp_path_factory.mktemp("blip2"))
+
+
+def started(folder, **options):
+    connector = QFormer(**(SIZES | options), init_from=str(folder))
+    connector.build(DV, N, D)
+    return connector
+
+
+def test_it_starts_as_blip_2s_q_former(blip2):
+    base = AutoModelForImageTextToText.from_pretrained(blip2).eval()
+    connector, patches = started(blip2).eval(), torch.randn(B, N, 32)
+    with torch.no_grad():
+        queries = base.query_tokens.expand(B, -1, -1)
+        own = base.qformer(query_embeds=queries, encoder_hidden_states=patches).last_hidden_state
+        ours = connector.encoder(query_embeds=connector.query.expand(B, -1, -1), encoder_hidden_states=patches).last_hidden_state
+    torch.testing.assert_close(ours, own, atol=1e-5, rtol=0)
+    tokens = connector(torch.randn(B, N, DV))
+    assert tokens.shape == (B, 4, D)
+    (tokens * torch.randn_like(tokens)).sum().backward()
+    assert [name for name, p in connector.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_it_reads_shards_and_names_of_the_base_model(blip2, tmp_path):
+    """And no shard that it does not need."""
+    folder = tmp_path / "shards"
+    AutoModelForImageTextToText.from_pretrained(blip2).save_pretrained(folder, max_shard_size="60KB")
+    weights = (folder / "model.safetensors.index.json").read_text()
+    (folder / "model.safetensors.index.json").write_text(
+        weights.replace('"qformer.', '"model.qformer.').replace('"query_', '"model.query_')
+    )
+    for file in folder.glob("model-*.safetensors"):
+        tensors = load_file(file)
+        needed = {f"model.{name}": tensor for name, tensor in tensors.items() if name.startswith(("qformer.", "query_tokens"))}
+        if needed:
+            save_file(needed, file)
+        else:
+            file.write_bytes(b"not read")
+    for name, parameter in started(folder).state_dict().items():
+        if name.startswith(("encoder.", "query")):
+            assert torch.equal(parameter, started(blip2).state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"queries": 8},
+            r"connector sizes \{'queries': 8, .*\} are not those of connector\.init_from='.*'; set \{'queries': 4, 'width': 32, 'd",
+        ),
+        ({"patch_width": 64}, r"'patch_width': 64\} are not those of connector\.init_from='.*'; set .*'patch_width': 32\}"),
+        ({"patch_width": 0}, r"connector: patch_width=0 is below 1; set `connector\.patch_width` to 1 or more"),
+    ],
+)
+def test_other_sizes_are_refused(blip2, options, message):
+    with pytest.raises(UserError, match=message):
+        started(blip2, **options)
+
+
+def test_what_is_no_blip_2(blip2, tmp_path):
+    with pytest.raises(UserError, match=r"connector\.init_from='.*' is a 'llava', which has no Q-Former; name a BLIP-2"):
+        started(write_lvlm("llava", tmp_path / "llava"))
+    with pytest.raises(UserError, match=r"cannot read config\.json of 'nobody/blip2' \(no folder, and not within reach"):
+        started("nobody/blip2")
+    folder = shutil.copytree(blip2, tmp_path / "pickles")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"'.*pickles' has no file model\.safetensors; get it as safetensors"):
+        started(folder)
+    damaged = shutil.copytree(blip2, tmp_path / "damaged")
+    (damaged / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"cannot read .*damaged/model\.safetensors \(.*\); get its files again"):
+        started(damaged)
+    headless = shutil.copytree(blip2, tmp_path / "headless")
+    save_file({"query_tokens": torch.zeros(1, 4, 32)}, headless / "model.safetensors")
+    with pytest.raises(UserError, match=r"lacks the tensor qformer\.encoder\.layer\.0\.attention"):
+        started(headless)

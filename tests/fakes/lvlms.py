@@ -41,7 +41,7 @@ QWEN_VISION = {
 }
 QFORMER = {
     "hidden_size": 32,
-    "intermediate_size": 64,
+    "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "encoder_hidden_size": 32,
