@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from fakes.build import tiny_encoder
 from fakes.lvlms import write_lvlm
 from jsonargparse import ArgumentParser
 from safetensors.torch import load_file, save_file
@@ -183,3 +184,10 @@ def test_what_is_no_blip_2(blip2, tmp_path):
     save_file({"query_tokens": torch.zeros(1, 4, 32)}, headless / "model.safetensors")
     with pytest.raises(UserError, match=r"lacks the tensor qformer\.encoder\.layer\.0\.attention"):
         started(headless)
+
+
+def test_what_was_trained_does_not_need_the_blip_2_any_more():
+    encoder = tiny_encoder(connector=QFormer(4, 32, heads=4, init_from="nobody/blip2"))
+    encoder.restored = True
+    encoder.build()
+    assert encoder.connector.patch_input.linear.out_features == 32
