@@ -1,6 +1,7 @@
 # make demo   trains CIR-LVLM on EmojiCIR and shows the results
 # make test   lints, types and tests
 # make bench  measures time and memory of ranking beside the published repositories' way
+# make bench-gpu  trains 7B models with random weights on a GPU and holds cir estimate against it
 # All make the environment in .venv first; a second run installs nothing again.
 PYTHON ?= python3
 VENV   := .venv
@@ -8,7 +9,7 @@ BIN    := $(VENV)/bin
 RUN    := runs/demo
 export OMP_WAIT_POLICY = PASSIVE   # torch is 10 to 50 times slower beside a busy process without it
 
-.PHONY: demo test lint bench weights clean
+.PHONY: demo test lint bench bench-gpu weights clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +38,9 @@ test: lint
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-columns min,median,rounds
+
+bench-gpu: $(VENV)/installed
+	$(BIN)/python tests/benchmarks/gpu.py
 
 # The packaged weights, after: cir fit --config emoji.yaml --config emoji-long.yaml
 weights: $(VENV)/installed
