@@ -304,6 +304,9 @@ def main(argv: list[str]) -> int:
         )
         return 1
     device, out = "cpu" if asked.tiny else "cuda", asked.out.resolve()
+    if out.exists() and any(out.iterdir()):
+        print(f"bench-gpu: {out} holds something; remove it, or name another folder with --out", file=sys.stderr)
+        return 1
     batches = (4, 8) if asked.tiny else (8, 16, 32, 64, 128)
     write_data(out / "data", 4 * max(batches))
     named = {name: write(out / "models" / name, device, tiny=asked.tiny) for name, write in MODELS.items()}
