@@ -156,7 +156,7 @@ def test_a_whole_step_of_queries_and_targets(connector):
 
 @pytest.mark.parametrize("quantisation", ["nf4", "int8"])
 def test_packed_weights(quantisation, tmp_path):
-    folder = str(write_lvlm("llava", tmp_path))
+    folder = str(write_lvlm("llava", tmp_path, hidden_size=64, intermediate_size=128))
     packed = HFLVLM(folder, quantisation=quantisation)
     packed.build()
     plain = HFLVLM(folder)
