@@ -30,7 +30,7 @@ PROGRESS = "progress.json"  # of an unfinished conversion: the source and the SH
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin")
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}  # in safetensors files
-BLOCK = 1 << 24  # bytes read at a time to compute a checksum
+BLOCK = 1 << 24  # bytes, or numbers, that are read at a time
 
 
 class Piece(NamedTuple):
@@ -82,10 +82,16 @@ class Source:
                 self._where[name], self.about[name] = file, (tensor.dtype, tuple(tensor.shape))
 
     def read(self, piece: Piece) -> Tensor:
-        """A tensor, mapped."""
+        """A tensor, mapped.
+
+        Raises:
+            UserError: a number in it is none.
+        """
         file = self._where[piece.source]
-        tensor = self._tensors(file)[piece.source]
-        return tensor.chunk(piece.parts)[piece.part] if piece.parts > 1 else tensor
+        tensor = self._tensors(file)[piece.source].chunk(piece.parts)[piece.part]
+        if not all(bool(part.isfinite().all()) for part in tensor.flatten().split(BLOCK)):  # type: ignore[no-untyped-call]
+            raise UserError(f"{file}: tensor {piece.source} holds NaN or infinite numbers; download the checkpoint again")
+        return tensor
 
     def _tensors(self, file: Path) -> dict[str, Tensor]:
         if self._open is None or self._open[0] != file:
@@ -113,10 +119,11 @@ def _weights_files(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def _listed(index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        files = [index.with_name(name) for name in names]
+        files = [index.with_name(name) for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index} is no index of weights files; download it again") from error
+    if not files:
+        raise UserError(f"{index} is no index of weights files, as it names none; download it again")
     if missing := [file.name for file in files if not file.is_file()]:
         raise UserError(f"{index.parent} lacks {len(missing)} of {len(files)} weights files, first {missing[0]}; download them")
     return files
@@ -135,7 +142,7 @@ def _map(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file} cannot be read: it is cut off, damaged or from before torch 1.6; download it again") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise UserError(f"{file} is no table of tensors; give the folder of a model's weights")
-    return dict(state)
+    return {name: tensor.detach() for name, tensor in state.items()}
 
 
 def check_source(source: Source, pieces: Iterable[Piece]) -> None:

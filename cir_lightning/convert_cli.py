@@ -33,18 +33,29 @@ def run(argv: list[str]) -> int:
     Raises:
         UserError: an argument is wrong, or see :func:`cir_lightning.backbones.qwen_vl_convert.convert`.
     """
-    parser = _Parser(prog="cir convert", description=HELP, allow_abbrev=False)
+    parser = _Parser(prog="cir convert", usage="cir convert [-h] [--verify] NAME [SRC] DST", description=HELP, allow_abbrev=False)
     parser.add_argument("name", metavar="NAME", help=", ".join(NAMES))
-    parser.add_argument("source", metavar="SRC", type=Path, help="folder of the downloaded checkpoint")
-    parser.add_argument("target", metavar="DST", type=Path, help="folder to write")
-    options = parser.parse_args(argv or ["--help"])
+    parser.add_argument("folders", metavar="SRC DST", type=Path, nargs="*", help="folder of the downloaded checkpoint, folder to write")
+    parser.add_argument("--verify", action="store_true", help="only hold the files of DST against what was written; SRC is not needed")
+    options = parser.parse_intermixed_args(argv or ["--help"])
     if options.name not in NAMES:
         raise UserError(f"unknown checkpoint {options.name!r}; there are {', '.join(NAMES)}")
-    from cir_lightning.backbones.qwen_vl_convert import convert
+    _check(options.folders, verify=options.verify)
+    from cir_lightning.backbones.qwen_vl_convert import convert, verify
 
     try:
-        print(convert(options.source, options.target))
+        print((verify if options.verify else convert)(*options.folders))
     except KeyboardInterrupt:
         print("cir: stopped; the same command goes on", file=sys.stderr)
         raise
     return 0
+
+
+def _check(folders: list[Path], *, verify: bool) -> None:
+    if verify and len(folders) != 1:
+        raise UserError("--verify takes DST alone, the folder that was written; cir convert --help shows what there is")
+    if not verify and len(folders) < 2:
+        missing = "DST is missing, the folder to write" if folders else "SRC and DST are missing"
+        raise UserError(f"{missing}; cir convert --help shows what there is")
+    if len(folders) > 2:
+        raise UserError(f"{folders[2]} is one folder too many; cir convert --help shows what there is")

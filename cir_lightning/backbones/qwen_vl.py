@@ -19,7 +19,7 @@ import json
 import math
 import shutil
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -100,8 +100,10 @@ def read_converted(folder: str | Path) -> Converted:
         config = json.loads((path / CONFIG).read_text())
         made = config.get("format")
         if made == FORMAT:
-            return Converted(path, VisionSizes(**config["vision"]), int(config["queries"]), dict(config["files"]))
-    except (OSError, ValueError, KeyError, TypeError):
+            sizes = {field.name: int(config["vision"][field.name]) for field in fields(VisionSizes)}
+            files = {name: str(config["files"][name]) for name in (*config["files"], VISION, CONNECTOR)}
+            return Converted(path, VisionSizes(**sizes), int(config["queries"]), files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         made = None
     if made is None:
         raise UserError(

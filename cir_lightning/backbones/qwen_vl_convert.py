@@ -11,6 +11,7 @@ Source: config, tensor names and index of Qwen/Qwen-VL-Chat (853 tensors, 19,313
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from cir_lightning.backbones import qwen_vl
 from cir_lightning.backbones.qwen_tokenizer import SPECIAL, fast_tokenizer, read_vocabulary
-from cir_lightning.backbones.qwen_vl import CONFIG, CONNECTOR, FORMAT, LLM, VISION, QwenResampler, QwenViT, VisionSizes
+from cir_lightning.backbones.qwen_vl import CONFIG, CONNECTOR, FORMAT, LLM, VISION, QwenResampler, QwenViT, VisionSizes, read_converted
 from cir_lightning.convert import (
     PROGRESS,
     Piece,
@@ -50,6 +51,18 @@ SHARD = 2_000_000_000  # bytes of a file of the LLM
 QUERIES = 256
 VOCABULARY = "qwen.tiktoken"
 FIXED = {"no_bias": True, "rotary_pct": 1.0, "tie_word_embeddings": False, "scale_attn_weights": True}  # what Qwen2 cannot do otherwise
+WHOLE = (
+    "num_attention_heads",
+    "hidden_size",
+    "kv_channels",
+    "vocab_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "max_position_embeddings",
+)
+REAL = ("layer_norm_epsilon", "rotary_emb_base")
+VISUAL_WHOLE = tuple(f"visual.{key}" for key in ("width", "layers", "heads", "patch_size", "output_dim", "n_queries", "image_start_id"))
+VISUAL_REAL = ("visual.mlp_ratio",)
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 LAYER_NAMES = {
     "self_attn.q_proj": ("attn.c_attn", 0, 3),
@@ -96,21 +109,45 @@ def read_settings(folder: Path) -> Settings:
     try:
         config = json.loads(file.read_text())
         wrong = [f"{key}={config[key]}" for key, value in FIXED.items() if config.get(key, value) != value]
-        heads, width, visual = config["num_attention_heads"], config["hidden_size"], config["visual"]
-        if config["kv_channels"] * heads != width:
-            wrong.append(f"kv_channels={config['kv_channels']}")
-        if visual["output_dim"] != width or visual["width"] == width:
-            wrong.append(f"visual.output_dim={visual['output_dim']}")
-        keys = {key: int(visual[key]) for key in ("width", "layers", "heads", "patch_size")}
+        _check_numbers(file, config, WHOLE, REAL)
+        visual = {"n_queries": QUERIES} | config["visual"]
+        _check_numbers(file, {f"visual.{key}": value for key, value in visual.items()}, VISUAL_WHOLE, VISUAL_REAL)
+        wrong += _misfits(config, visual)
+        keys = {key: visual[key] for key in ("width", "layers", "heads", "patch_size")}
         vision = VisionSizes(**keys, mlp_width=int(visual["width"] * visual["mlp_ratio"]))
-        settings = Settings(_as_qwen2(config), vision, int(visual.get("n_queries", QUERIES)), int(visual["image_start_id"]))
+        settings = Settings(_as_qwen2(config), vision, visual["n_queries"], visual["image_start_id"])
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}; give the folder into which Qwen/Qwen-VL-Chat was downloaded") from error
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is no config of Qwen-VL-Chat ({error!r}); give the folder into which it was downloaded") from error
     if wrong:
         raise UserError(f"{file}: {', '.join(wrong)} is not as in Qwen-VL-Chat, and only that model is converted; use its own checkpoint")
     return settings
+
+
+def _check_numbers(file: Path, config: Mapping[str, Any], whole: tuple[str, ...], real: tuple[str, ...]) -> None:
+    for key in (*whole, *real):
+        value = config[key]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(f"{file}: {key} is {value!r}, no number; get it again")
+        if key in whole and not isinstance(value, int):
+            raise UserError(f"{file}: {key} is {value!r}, no whole number; get it again")
+        if value <= 0:
+            raise UserError(f"{file}: {key} is {value!r}, not above 0; get it again")
+
+
+def _misfits(config: Mapping[str, Any], visual: Mapping[str, Any]) -> list[str]:
+    """What another size contradicts."""
+    width = config["hidden_size"]
+    checks = {
+        f"kv_channels={config['kv_channels']}": config["kv_channels"] * config["num_attention_heads"] == width,
+        f"visual.output_dim={visual['output_dim']}": visual["output_dim"] == width != visual["width"],
+        f"visual.heads={visual['heads']}": visual["width"] % visual["heads"] == 0,
+        f"visual.n_queries={visual['n_queries']}": math.isqrt(visual["n_queries"]) ** 2 == visual["n_queries"],
+    }
+    return [what for what, fits in checks.items() if not fits]
 
 
 def _as_qwen2(config: Mapping[str, Any]) -> Qwen2Config:
@@ -219,6 +256,26 @@ def convert(source: Path, target: Path) -> str:
         raise UserError(f"cannot write {what}: {why}; make room or choose another folder, the same command goes on") from error
 
 
+def verify(target: Path) -> str:
+    """Hold the files of a finished conversion against the checksums that were written with them.
+
+    Returns:
+        A sentence.
+
+    Raises:
+        UserError: there is no finished conversion, or a file is missing or was changed.
+    """
+    files = read_converted(target).files
+    with tqdm(total=sum((target / name).stat().st_size for name in files if (target / name).is_file()), unit="B", unit_scale=True) as bar:
+        changed = [name for name in sorted(files) if checksum(target / name, bar.update) != files[name]]
+    if changed:
+        raise UserError(
+            f"{target}: {len(changed)} of {len(files)} files are not as they were written, first {changed[0]}; run cir convert "
+            f"qwen-vl-chat SRC {target}, which writes them again"
+        )
+    return f"{target} is complete: all {len(files)} files are as they were written"
+
+
 def _check_ids(settings: Settings, vocabulary: list[bytes], source: Path) -> None:
     start = len(vocabulary) + SPECIAL.index("<img>")
     if start != settings.image_start or len(vocabulary) + len(SPECIAL) > settings.llm.vocab_size:
@@ -234,13 +291,15 @@ def _fill(target: Path, settings: Settings, vocabulary: list[bytes], *, weights:
         raise UserError(
             f"{target} is of another checkpoint or version, or the source's files were changed since; remove it or choose another folder"
         )
-    for rest in target.glob("**/.*.safetensors.*"):
+    for rest in {*target.glob("**/.*.safetensors.*"), *target.glob("**/.*.json.*")}:
         rest.unlink()  # of a run that was killed
     sizes = {name: sum(byte_size(weights, piece) for piece in pieces.values()) for name, pieces in plan.items()}
     with tqdm(total=sum(sizes.values()), desc="convert", unit="B", unit_scale=True) as bar:
         known: Any = record.get("files", {})
         done = {name: known[name] for name in known if checksum(target / name, bar.update) == known[name]}
-        if (target / CONFIG).is_file() and len(done) == len(known):
+        about = {"format": FORMAT, "vision": asdict(settings.vision), "queries": settings.queries, "source": digest}
+        if len(done) == len(known) and _says(target / CONFIG, about | {"files": known}):
+            (target / PROGRESS).unlink(missing_ok=True)
             return f"{target} was complete already: all {len(done)} files are as they were written"
         _check_room(target, sum(size for name, size in sizes.items() if name not in done))
         write_json(target / PROGRESS, {"source": digest, "files": done})
@@ -250,11 +309,17 @@ def _fill(target: Path, settings: Settings, vocabulary: list[bytes], *, weights:
             done[name] = _write_file(target / name, weights, plan[name], bar.update)
             write_json(target / PROGRESS, {"source": digest, "files": done})
     check_written(target, weights, plan)
-    about = {"format": FORMAT, "vision": asdict(settings.vision), "queries": settings.queries, "source": digest, "files": done}
-    write_json(target / CONFIG, about)
+    write_json(target / CONFIG, about | {"files": done})
     (target / PROGRESS).unlink()
     count = sum(len(pieces) for pieces in plan.values())
     return f"{target}: {len(weights.about)} tensors became {count} in {len(plan)} files, {sum(sizes.values()) / 1e9:.2f} GB, verified"
+
+
+def _says(file: Path, content: dict[str, Any]) -> bool:
+    try:
+        return bool(json.loads(file.read_text()) == content)
+    except (OSError, ValueError):
+        return False
 
 
 def _write_file(file: Path, weights: Source, pieces: Mapping[str, Piece], wrote: Callable[[int], object]) -> str:
@@ -278,6 +343,8 @@ def _write_small_files(
     folder.mkdir(exist_ok=True)
     fast_tokenizer(vocabulary).save_pretrained(folder)
     settings.llm.save_pretrained(folder)
+    about = json.loads((folder / CONFIG).read_text())
+    write_json(folder / CONFIG, {key: value for key, value in about.items() if key != "transformers_version"})
     shards = {name.removeprefix(prefix): pieces for name, pieces in plan.items() if name.startswith(prefix)}
     total = sum(size for name, size in sizes.items() if name.startswith(prefix))
     index = {"metadata": {"total_size": total}, "weight_map": {name: shard for shard, pieces in shards.items() for name in pieces}}

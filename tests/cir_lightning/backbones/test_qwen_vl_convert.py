@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import subprocess
 import sys
 import weakref
@@ -89,15 +91,20 @@ def test_an_interrupted_conversion_goes_on(tmp_path, source, shards, monkeypatch
     assert len(first) == 2
     with pytest.raises(UserError, match="no finished conversion"):
         QwenVLChat(str(target)).build()
-    killed = target / "llm" / f".{first[0].name}.12345"  # of a process that had no time to clean up
-    killed.write_bytes(b"half")
+    killed = [
+        target / "llm" / f".{first[0].name}.12345",
+        target / ".progress.json.77",
+        target / "llm" / ".model.safetensors.index.json.77",
+    ]  # of processes that had no time to clean up
+    for rest in killed:
+        rest.write_bytes(b"half")
     times = [file.stat().st_mtime_ns for file in first]
     with monkeypatch.context() as patch:
         written = stop_after(9, patch)
         assert main(command) == 0
     assert len(written) == 4  # two more of the LLM, ViT, resampler
     assert [file.stat().st_mtime_ns for file in first] == times
-    assert not killed.exists()
+    assert not any(rest.exists() for rest in killed)
     assert not (target / "progress.json").exists()
     other = tmp_path / "other"
     convert(source, other)
@@ -190,6 +197,13 @@ REFUSED = [
     (lambda f: change_config(f, no_bias=False), r"no_bias=False is not as in Qwen-VL-Chat"),
     (lambda f: change_config(f, kv_channels=20), r"kv_channels=20 is not as in"),
     (lambda f: change_config(f, visual_output_dim=80), r"visual\.output_dim=80 is not as in"),
+    (lambda f: change_config(f, visual_heads=5), r"visual\.heads=5 is not as in"),
+    (lambda f: change_config(f, visual_heads="4"), r"config\.json: visual\.heads is '4', no number; get it again"),
+    (lambda f: change_config(f, vocab_size=544.0), r"config\.json: vocab_size is 544\.0, no whole number"),
+    (lambda f: change_config(f, num_hidden_layers=-1), r"config\.json: num_hidden_layers is -1, not above 0"),
+    (lambda f: change_config(f, layer_norm_epsilon=math.nan), r"config\.json: layer_norm_epsilon is nan, no number"),
+    (lambda f: change_config(f, max_position_embeddings=[8192]), r"config\.json: max_position_embeddings is \[8192\], no number"),
+    (lambda f: change_config(f, visual_n_queries=15), r"visual\.n_queries=15 is not as in"),
     (
         lambda f: change_config(f, num_hidden_layers=3),
         r"do not fit its config\.json \(8 missing, first transformer\.h\.2\.attn\.c_attn\.bias\)",
@@ -206,6 +220,7 @@ REFUSED = [
     (lambda f: (f / "qwen.tiktoken").unlink(), r"qwen\.tiktoken cannot be read"),
     (lambda f: (f / "pytorch_model.bin.index.json").unlink(), r"holds no model\.safetensors\.index\.json, .*; give the folder into which"),
     (lambda f: (f / "pytorch_model.bin.index.json").write_text("[]"), r"index\.json is no index of weights files; download it again"),
+    (lambda f: (f / "pytorch_model.bin.index.json").write_text('{"weight_map": {}}'), r"index\.json is no index of weights files"),
     (lambda f: (f / "pytorch_model-00002-of-00002.bin").unlink(), r"lacks 1 of 2 weights files, first pytorch_model-00002-of-00002\.bin"),
     (lambda f: (f / "pytorch_model-00002-of-00002.bin").write_bytes(b"PK"), r"00002\.bin cannot be read: it is cut off, damaged"),
     (lambda f: torch.save({"a": Fraction(1, 2)}, f / "pytorch_model-00002-of-00002.bin"), r"00002\.bin holds more than tensors and is not"),
@@ -225,6 +240,72 @@ def test_sources_that_are_refused_before_anything_is_written(source, tmp_path, h
     with pytest.raises(UserError, match=message):
         convert(source, tmp_path / "target")
     assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_tensor_with_numbers_that_are_none_is_refused(source, tmp_path, value, capsys):
+    change_shard(source, lambda state: state["transformer.h.0.attn.c_attn.weight"][3].fill_(value))
+    assert main(["convert", "qwen-vl-chat", str(source), str(tmp_path / "target")]) == 2
+    sentence = "00001-of-00002.bin: tensor transformer.h.0.attn.c_attn.weight holds NaN or infinite numbers; download the checkpoint again"
+    assert sentence in capsys.readouterr().err
+    assert not list((tmp_path / "target").rglob("*.safetensors"))
+    assert not (tmp_path / "target" / "config.json").exists()
+
+
+def test_parameters_are_tensors(source, tmp_path):
+    change_shard(source, lambda state: state.update({name: torch.nn.Parameter(tensor) for name, tensor in state.items()}))
+    assert "61 tensors became 69" in convert(source, tmp_path / "target")
+
+
+def test_the_folder_does_not_depend_on_the_version_of_transformers(source, tmp_path):
+    """An export names its base by the content of this folder."""
+    convert(source, tmp_path / "target")
+    assert not any(b"version" in file.read_bytes() for file in (tmp_path / "target" / "llm").glob("*config.json"))
+
+
+def test_what_was_changed_since_is_found_without_the_source(source, tmp_path, capsys):
+    target = tmp_path / "target"
+    command = ["convert", "qwen-vl-chat", "--verify", str(target)]
+    assert main(command) == 2
+    assert f"{target} holds no finished conversion" in capsys.readouterr().err
+    convert(source, target)
+    shutil.rmtree(source)
+    assert main(command) == 0
+    assert capsys.readouterr().out == f"{target} is complete: all 7 files are as they were written\n"
+    shard = target / "llm" / "model-00001-of-00001.safetensors"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    (target / "llm" / "tokenizer.json").unlink()
+    assert main(command) == 2
+    assert (
+        f"{target}: 2 of 7 files are not as they were written, first llm/model-00001-of-00001.safetensors; run cir convert qwen-vl-chat "
+        f"SRC {target}, which writes them again"
+    ) in capsys.readouterr().err
+    assert main(["convert", "qwen-vl-chat", "--verify"]) == 2
+    assert main([*command, str(source)]) == 2
+    assert "--verify takes DST alone" in capsys.readouterr().err
+
+
+def test_a_spoilt_description_is_mended(source, tmp_path):
+    target = tmp_path / "target"
+    convert(source, target)
+    file = target / "config.json"
+    good = json.loads(file.read_text())
+    file.write_text(json.dumps(good | {"vision": {"width": 99}}))
+    assert "61 tensors became 69" in convert(source, target)
+    assert json.loads(file.read_text()) == good
+
+
+def test_killed_while_a_damaged_file_was_about_to_be_mended(source, tmp_path):
+    """Both records are there then, and the one of progress lacks the damaged file."""
+    target = tmp_path / "target"
+    convert(source, target)
+    about = json.loads((target / "config.json").read_text())
+    del about["files"]["vision.safetensors"]
+    (target / "progress.json").write_text(json.dumps({"source": about["source"], "files": about["files"]}))
+    (target / "vision.safetensors").write_bytes(b"half")
+    assert "61 tensors became 69" in convert(source, target)
+    assert not (target / "progress.json").exists()
 
 
 def test_a_cut_safetensors_file_and_a_single_file(tmp_path):
@@ -271,7 +352,7 @@ def test_targets_that_are_refused(source, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["llava", "a", "b"], "cir: unknown checkpoint 'llava'; there are qwen-vl-chat"),
-        (["qwen-vl-chat", "a"], "cir: the following arguments are required: DST; cir convert --help shows what there is"),
+        (["qwen-vl-chat", "a"], "cir: DST is missing, the folder to write; cir convert --help shows what there is"),
         (["qwen-vl-chat", "a", "b", "--fast"], "cir: unrecognized arguments: --fast; cir convert --help shows what there is"),
         (["qwen-vl-chat", "none", "b"], "cir: none/config.json cannot be read: No such file or directory; give the folder into which "),
     ],
@@ -286,6 +367,6 @@ def test_the_command_refuses_in_one_sentence(arguments, message, capsys, tmp_pat
 def test_help_is_light():
     code = "import sys; from cir_lightning.cli import main\ntry: main(['convert', '--help'])\nfinally: print(sorted(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.startswith("usage: cir convert [-h] NAME SRC DST")
+    assert run.stdout.startswith("usage: cir convert [-h] [--verify] NAME")
     assert "'torch'" not in run.stdout
     assert "'transformers'" not in run.stdout
