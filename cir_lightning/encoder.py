@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
+from cir_lightning.packing import can_pack
 from cir_lightning.pooling import pool
 from cir_lightning.template import Positions, TaskPrompt, Template, tokens
 from data_modules.errors import UserError
@@ -34,7 +35,7 @@ class Sight(NamedTuple):
     Attributes:
         image: (B, Q, D) float, the sentence-level prompt.
         soft: (B, T, D) float, the instance-specific soft prompt.
-        features: (B, N, Dv) float32, standardised patch features.
+        mean: (B, Dv) float32, mean standardised patch feature.
         chosen: (B, K) long, the pool's prompts that were chosen; None without a pool.
         pull: (B,) float, the loss term that trains the pool's keys; zero without a pool.
         vision: (B, V, D) and perhaps more columns, the LVLM's own visual tokens; None if no template wants them.
@@ -42,7 +43,7 @@ class Sight(NamedTuple):
 
     image: Tensor
     soft: Tensor
-    features: Tensor
+    mean: Tensor
     chosen: Tensor | None
     pull: Tensor
     vision: Tensor | None = None
@@ -50,7 +51,13 @@ class Sight(NamedTuple):
     def at(self, index: Tensor) -> Sight:
         """The sights of some of the pictures, index (B',) long."""
         vision = None if self.vision is None else self.vision[index]
-        return Sight(self.image[index], self.soft[index], self.features[index], None, self.pull[index], vision)
+        return Sight(self.image[index], self.soft[index], self.mean[index], None, self.pull[index], vision)
+
+    @staticmethod
+    def join(sights: Sequence[Sight]) -> Sight:
+        """Several in one, in their order."""
+        with torch.autocast(sights[0].image.device.type, enabled=False):  # it does not know float16 beside bfloat16
+            return Sight(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*sights, strict=True)))  # type: ignore[arg-type]
 
 
 class Standardiser(nn.Module):
@@ -200,6 +207,7 @@ class IntentEncoder(Encoder):
     def build(self) -> None:
         """Read the backbone's weights and create what is trained."""
         self.backbone.build()
+        self.backbone.packs = can_pack(self.backbone.llm)
         if self.pooling in {"eos", "cls"} and self.pooling != (own := self.backbone.own_pooling):
             raise UserError(
                 f"model.encoder.pooling={self.pooling!r} is not how {type(self.backbone).__name__} was trained; set weighted_mean, mean, "
@@ -230,7 +238,7 @@ class IntentEncoder(Encoder):
         """See :class:`Encoder`."""
         x = self.standardise(features)
         soft = self.soft_prompt(x)
-        return Sight(self._image(features, x), self._as_words(soft.tokens), x, soft.chosen, soft.pull, vision)
+        return Sight(self._image(features, x), self._as_words(soft.tokens), x.mean(1), soft.chosen, soft.pull, vision)
 
     def _image(self, features: Tensor, standardised: Tensor) -> Tensor:
         if self.connector is None:
@@ -254,7 +262,7 @@ class IntentEncoder(Encoder):
         hidden = self.backbone.read(prompt.embeds, prompt.mask, prompt.seen, vision)
         vector: Tensor = self.projection(pool(hidden, prompt.pooled, self.pooling))
         if self.residual is not None:
-            vector = vector + self.residual(sight.features.mean(1))
+            vector = vector + self.residual(sight.mean)
         return F.normalize(vector.float(), dim=-1)
 
     def title_words(self, titles: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Literal
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from cir_lightning.distributed import gather, gather_ids, rank
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+ROWS = 1024  # queries whose cosines with all targets are in memory at once
 
 
 class InfoNCE(nn.Module):
@@ -105,10 +109,9 @@ class InfoNCE(nn.Module):
             raise UserError("loss: a batch of 1 has no in-batch negatives; set `data.batch_size` to 2 or more")
         label = torch.arange(len(query), device=query.device) + rank() * len(query)
         columns, column_ids = self._with_past(targets, ids)
-        false_negative = (target_id[:, None] == column_ids).scatter(1, label[:, None], value=False)
-        loss = self._rows(query, columns, label, false_negative)
+        loss = self._mean(query, target_id, columns, column_ids, label)
         if self.direction == "both":
-            loss = (loss + self._rows(target, gather(query), label, false_negative[:, : len(ids)])) / 2
+            loss = (loss + self._mean(target, target_id, gather(query), ids, label)) / 2
         return loss
 
     def _with_past(self, targets: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,8 +123,16 @@ class InfoNCE(nn.Module):
             self.past, self.past_id = columns[: self.memory].detach(), column_ids[: self.memory]
         return columns, column_ids
 
-    def _rows(self, rows: Tensor, columns: Tensor, label: Tensor, false_negative: Tensor) -> Tensor:
-        """Cross-entropy of rows (B, E) against columns (W * B, E)."""
+    def _mean(self, rows: Tensor, row_ids: Tensor, columns: Tensor, column_ids: Tensor, label: Tensor) -> Tensor:
+        """Cross-entropy of rows (B, E) against columns (n, E), a part of the rows at a time: their cosines never exist all at once."""
+        parts = list(zip(rows.split(ROWS), row_ids.split(ROWS), label.split(ROWS), strict=True))  # type: ignore[no-untyped-call]
+        if len(parts) == 1:
+            return self._sum(*parts[0], columns, column_ids) / len(rows)
+        sums = [checkpoint(self._sum, *part, columns, column_ids, use_reentrant=False) for part in parts]
+        return torch.stack(sums).sum() / len(rows)
+
+    def _sum(self, rows: Tensor, row_ids: Tensor, label: Tensor, columns: Tensor, column_ids: Tensor) -> Tensor:
         with torch.autocast(rows.device.type, enabled=False):  # bfloat16 cosines are off by 0.004, over tau by 0.1
             logits = rows @ columns.T / self.temperature
-        return F.cross_entropy(logits.masked_fill(false_negative, -torch.inf), label)
+        false_negative = (row_ids[:, None] == column_ids).scatter(1, label[:, None], value=False)
+        return F.cross_entropy(logits.masked_fill(false_negative, -torch.inf), label, reduction="sum")

@@ -16,6 +16,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from cir_lightning.cache import FeatureCache
 from cir_lightning.checkpoint import CONFIG_KEY, load_trained, trained_state
+from cir_lightning.chunks import in_chunks
+from cir_lightning.encoder import Sight
 from cir_lightning.retrieval.figures import averages, names, score
 from cir_lightning.retrieval.metrics import EmbeddingTable
 from cir_lightning.retrieval.protocol import check
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from cir_lightning.encoder import Encoder, Sight
+    from cir_lightning.encoder import Encoder
     from cir_lightning.loss import InfoNCE
     from data_modules.base import CIRDataModule, Split
     from data_modules.records import EvaluationSet
@@ -54,6 +56,8 @@ class CIRModule(LightningModule):
         weight_decay: AdamW's, on matrices only.
         warmup_steps: the learning rates rise linearly over so many steps and then fall along a cosine to ``final_lr`` times themselves.
         final_lr: fraction of the learning rates at the end.
+        chunk: pictures, queries or targets whose activations are in memory at once (:mod:`cir_lightning.chunks`): batches are then not
+            limited by memory, and a step takes a third longer; None for all of a batch.
         init_from: weights to start from: a run folder, a checkpoint file or the name of packaged weights (``emoji``); unlike
             ``--ckpt_path``, which goes on with a run, this starts a new one.
         top: length of the ranked lists that are kept for pictures and predictions.
@@ -71,6 +75,7 @@ class CIRModule(LightningModule):
         weight_decay: float = 0.05,
         warmup_steps: int = 20,
         final_lr: float = 0.02,
+        chunk: int | None = None,
         init_from: str | None = None,
         top: int = 50,
         yardsticks: bool = True,
@@ -82,7 +87,9 @@ class CIRModule(LightningModule):
         for key, value in (("weight_decay", weight_decay), ("warmup_steps", warmup_steps), ("final_lr", final_lr)):
             if value < 0:
                 raise UserError(f"model.{key}={value} is not possible; set it to 0 or more")
-        self.encoder, self.loss = encoder, loss
+        if chunk is not None and chunk < 1:
+            raise UserError(f"model.chunk={chunk} is not possible; set it to 1 or more, or to null for whole batches")
+        self.encoder, self.loss, self.chunk = encoder, loss, chunk
         self.lr, self.lora_lr, self.weight_decay = lr, lora_lr, weight_decay
         self.warmup_steps, self.final_lr, self.init_from = warmup_steps, final_lr, init_from
         self.top, self.yardsticks, self.monitor = top, yardsticks, monitor
@@ -192,10 +199,10 @@ class CIRModule(LightningModule):
         """InfoNCE of a batch of triplets; each distinct picture goes through the Connector and the target encoder once."""
         size = len(batch.captions)
         pictures, place = torch.cat([batch.reference, batch.target]).unique(return_inverse=True)  # type: ignore[no-untyped-call]
-        sight = self.see(pictures)
-        query = self.encoder.encode_query(sight.at(place[:size]), batch.captions)
+        sight = Sight.join(in_chunks(self.see, pictures, self.chunk))
+        query = self._encode_queries(sight.at(place[:size]), batch.captions)
         targets, where = place[size:].unique(return_inverse=True)
-        target = self.encoder.encode_target(sight.at(targets))[where]
+        target = torch.cat(in_chunks(lambda some: self.encoder.encode_target(sight.at(some)), targets, self.chunk))[where]
         contrast = self.loss(query, target, batch.content)
         pull = sight.pull[place].mean()  # of every reference and target, so that it does not depend on how processes share the batch
         self.log_dict(
@@ -205,6 +212,13 @@ class CIRModule(LightningModule):
         self.last_chosen = sight.chosen
         total: Tensor = contrast + pull
         return total
+
+    def _encode_queries(self, sight: Sight, captions: Sequence[str]) -> Tensor:
+        def encode(some: Tensor) -> Tensor:
+            return self.encoder.encode_query(sight.at(some), [captions[at] for at in some.tolist()])
+
+        order = torch.tensor(list(map(len, captions))).argsort(stable=True)  # like lengths together
+        return torch.cat(in_chunks(encode, order, self.chunk))[order.argsort()]
 
     def configure_optimizers(self) -> Any:
         """AdamW with two learning rates; linear warm-up, then a cosine over the whole run."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
+from cir_lightning.packing import WORTH, hidden_states, padding
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Backbone(nn.Module, ABC):
         tokenizer: the language model's, after :meth:`build`.
         ends: token ids that every sequence begins and ends with, after :meth:`build`; None for what suits an LLM, see
             :meth:`cir_lightning.template.Template.fill`.
+        packs: whether sequences may share rows, which :class:`cir_lightning.encoder.IntentEncoder` finds out.
         own_pooling: the position that the model was itself trained to be pooled at, after :meth:`build`; None for an LLM.
     """
 
@@ -97,6 +99,7 @@ class Backbone(nn.Module, ABC):
     tokenizer: PreTrainedTokenizerBase
     ends: tuple[list[int], list[int]] | None = None
     own_pooling: Literal["eos", "cls"] | None = None
+    packs: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +138,14 @@ class Backbone(nn.Module, ABC):
         """
         if vision is not None:
             embeds = embeds.masked_scatter(seen[..., None], vision.to(embeds.dtype))
-        hidden: Tensor = self.llm(inputs_embeds=embeds.to(self.llm.dtype), attention_mask=mask).last_hidden_state
+        return self.run(embeds, mask)
+
+    def run(self, embeds: Tensor, mask: Tensor) -> Tensor:
+        """The LLM's last hidden states (B, L, D) where there are no visual tokens, packed where that saves much."""
+        embeds = embeds.to(self.llm.dtype)
+        if self.packs and padding(mask) > WORTH:
+            return hidden_states(self.llm, embeds, mask)
+        hidden: Tensor = self.llm(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
         return hidden
 
     @property

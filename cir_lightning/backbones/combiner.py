@@ -70,15 +70,15 @@ class Combiner(Encoder):
         """See :class:`~cir_lightning.encoder.Encoder`; there are no tokens, only features."""
         x = self.standardise(features)
         none = x.new_empty(len(x), 0, 0)
-        return Sight(none, none, x, None, x.new_zeros(len(x)))
+        return Sight(none, none, x.mean(1), None, x.new_zeros(len(x)))
 
     def encode_target(self, sight: Sight) -> Tensor:
         """See :class:`~cir_lightning.encoder.Encoder`."""
-        return F.normalize(self._image(sight.features.mean(1)).float(), dim=-1)
+        return F.normalize(self._image(sight.mean).float(), dim=-1)
 
     def encode_query(self, sight: Sight, captions: Sequence[str]) -> Tensor:
         """See :class:`~cir_lightning.encoder.Encoder`."""
-        image, text = sight.features.mean(1), self.caption_features(captions)
+        image, text = sight.mean, self.caption_features(captions)
         both = torch.cat([self.mix_image(image), self.mix_text(text)], dim=-1)
         gate = self.gate(both).sigmoid()
         return F.normalize((self.mixture(both) + gate * self._image(image) + (1 - gate) * self.text_map(text)).float(), dim=-1)

@@ -42,6 +42,7 @@ class Family:
         list_of_tokens: whether the forward pass wants the visual tokens as one tensor per picture.
         image_type: value of ``token_type_ids`` at visual tokens, 0 elsewhere; None where the family has no such input.
         around: text before and after the visual tokens.
+        causal: whether its LLM reads text without pictures like any other one.
         whole: whether its visual tokens come from the model with its LM head, and simply take their places in the LLM's input.
     """
 
@@ -52,6 +53,7 @@ class Family:
     list_of_tokens: bool = True
     image_type: int | None = None
     around: tuple[str, str] = ("", "")
+    causal: bool = True
     whole: bool = False
 
 
@@ -68,7 +70,7 @@ FAMILIES: dict[str, Family] = {
     "smolvlm": _IDEFICS,
     "idefics3": _IDEFICS,
     "internvl": Family(list_of_tokens=False, around=("<img>", "</img>")),
-    "paligemma": Family(list_of_tokens=False, image_type=0),
+    "paligemma": Family(list_of_tokens=False, image_type=0, causal=False),
     "gemma3": Family(list_of_tokens=False, image_type=1, around=("\n\n<start_of_image>", "<end_of_image>\n\n")),
 }
 _LLAVA_FIELDS = (
@@ -271,7 +273,7 @@ class HFLVLM(Backbone):
     def read(self, embeds: Tensor, mask: Tensor, seen: Tensor, vision: Tensor | None) -> Tensor:
         """See :class:`~cir_lightning.backbones.base.Backbone`."""
         base: Any = self.base
-        if self.family.whole:
+        if self.family.whole or (vision is None and self.family.causal):
             return super().read(embeds, mask, seen, vision)
         ids = torch.where(seen, self._image_token, 0)
         here = self.llm.get_input_embeddings()(torch.full((), self._image_token, device=embeds.device))
