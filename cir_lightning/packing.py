@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-WIDTH = 128  # tokens in a row, about; attention costs more in longer ones, and shorter ones are filled less evenly
+WIDTH = 256  # tokens in a row, about; attention costs more in longer ones, and shorter ones are filled less evenly
 WORTH = 0.03  # padded batches with less padding than this share stay as they are
 
 
@@ -80,8 +80,9 @@ def hidden_states(llm: PreTrainedModel, embeds: Tensor, mask: Tensor) -> Tensor:
     place, number, position = (part.to(embeds.device) for part in rows)
     packed = embeds.new_zeros(number.numel(), embeds.shape[-1]).index_copy(0, place, embeds[real]).view(*number.shape, -1)
     causal = torch.ones(number.shape[1], number.shape[1], dtype=torch.bool, device=embeds.device).tril()
-    allowed = (number[:, None, :, None] == number[:, None, None, :]) & causal  # padding sees padding: no row without anything
-    hidden: Tensor = llm(inputs_embeds=packed, attention_mask=allowed, position_ids=position, use_cache=False).last_hidden_state
+    sees = (number[:, None, :, None] == number[:, None, None, :]) & causal  # padding sees padding: no row without anything
+    bias = torch.zeros_like(sees, dtype=embeds.dtype).masked_fill(~sees, torch.finfo(embeds.dtype).min)
+    hidden: Tensor = llm(inputs_embeds=packed, attention_mask=bias, position_ids=position, use_cache=False).last_hidden_state
     return torch.zeros_like(embeds, dtype=hidden.dtype).masked_scatter(real[..., None], hidden.flatten(0, 1)[place])
 
 
@@ -105,4 +106,5 @@ def can_pack(llm: PreTrainedModel) -> bool:
         return False
     finally:
         llm.train(training)
-    return bool((packed - alone).norm() < 0.05 * alone.norm())
+    rounding = 1e-4 if llm.dtype == torch.float32 else 2e-2
+    return bool((packed - alone).norm() < rounding * alone.norm())

@@ -145,3 +145,19 @@ def test_the_memory_is_filled_by_training_alone_and_is_in_no_checkpoint():
 def test_a_negative_memory_is_refused():
     with pytest.raises(UserError, match=r"loss: memory=-1 is below 0; set `loss\.memory` to 0 or more"):
         InfoNCE(memory=-1)
+
+
+@pytest.mark.parametrize("direction", ["query_to_target", "both"])
+def test_a_part_of_the_rows_at_a_time_gives_the_same(direction, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    query, target = (F.normalize(torch.randn(7, 4, generator=generator), dim=1) for _ in range(2))
+    found = []
+    for rows in (100, 3):
+        monkeypatch.setattr(cir_lightning.loss, "ROWS", rows)
+        loss, pair = InfoNCE(direction, 0.1, memory=5), [query.clone().requires_grad_(), target.clone().requires_grad_()]
+        loss(*pair, torch.arange(7))  # fills the memory
+        value = loss(*pair, torch.tensor([1, 2, 3, 1, 4, 5, 2]))
+        value.backward()
+        found.append([value.detach(), *(one.grad for one in pair), loss.log_excess.grad])
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-5)
