@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from cir_lightning.backbones.base import layers_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -144,12 +146,6 @@ def optimizer_bytes(trainable: int, *, processes: int, autocast: bool) -> dict[s
 
 
 # ---- the layers of the LLM -----------------------------------------------------------------------------------------------------
-
-
-def layers_of(llm: nn.Module) -> list[nn.Module]:
-    """The transformer layers of a language model: of its lists of modules, the one with most parameters."""
-    lists: list[nn.Module] = [part for part in llm.modules() if isinstance(part, nn.ModuleList)]
-    return list(max(lists, key=lambda part: sum(p.numel() for p in part.parameters()), default=nn.ModuleList()).children())
 
 
 class Linear(NamedTuple):

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from cir_lightning.cache import FeatureCache
 from cir_lightning.checkpoint import CONFIG_KEY, load_trained, trained_state
 from cir_lightning.chunks import in_chunks
+from cir_lightning.compiling import compile_parts
 from cir_lightning.encoder import Sight
 from cir_lightning.retrieval.figures import averages, names, score
 from cir_lightning.retrieval.metrics import EmbeddingTable
@@ -56,6 +57,7 @@ class CIRModule(LightningModule):
         weight_decay: AdamW's, on matrices only.
         warmup_steps: the learning rates rise linearly over so many steps and then fall along a cosine to ``final_lr`` times themselves.
         final_lr: fraction of the learning rates at the end.
+        compiled: let torch.compile make the LLM's layers and the Connector faster; the first steps take half a minute more.
         chunk: pictures, queries or targets whose activations are in memory at once (:mod:`cir_lightning.chunks`): batches are then not
             limited by memory, and a step takes a third longer; None for all of a batch.
         init_from: weights to start from: a run folder, a checkpoint file or the name of packaged weights (``emoji``); unlike
@@ -75,6 +77,7 @@ class CIRModule(LightningModule):
         weight_decay: float = 0.05,
         warmup_steps: int = 20,
         final_lr: float = 0.02,
+        compiled: bool = False,
         chunk: int | None = None,
         init_from: str | None = None,
         top: int = 50,
@@ -89,7 +92,7 @@ class CIRModule(LightningModule):
                 raise UserError(f"model.{key}={value} is not possible; set it to 0 or more")
         if chunk is not None and chunk < 1:
             raise UserError(f"model.chunk={chunk} is not possible; set it to 1 or more, or to null for whole batches")
-        self.encoder, self.loss, self.chunk = encoder, loss, chunk
+        self.encoder, self.loss, self.compiled, self.chunk = encoder, loss, compiled, chunk
         self.lr, self.lora_lr, self.weight_decay = lr, lora_lr, weight_decay
         self.warmup_steps, self.final_lr, self.init_from = warmup_steps, final_lr, init_from
         self.top, self.yardsticks, self.monitor = top, yardsticks, monitor
@@ -112,6 +115,8 @@ class CIRModule(LightningModule):
             with self.trainer.strategy.tensor_init_context() if self._trainer else nullcontext():  # on the process' own device at once
                 self.encoder.build()
             self._built = True
+            if self.compiled:
+                compile_parts(self.encoder)
             if self.init_from:
                 self._start_from(find_weights(self.init_from))
 

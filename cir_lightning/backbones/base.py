@@ -30,6 +30,12 @@ def to_half(features: Tensor) -> Tensor:
     return features.clamp(-LARGEST, LARGEST).half()
 
 
+def layers_of(llm: nn.Module) -> list[nn.Module]:
+    """The transformer layers of a language model: of its lists of modules, the one with most parameters."""
+    lists: list[nn.Module] = [part for part in llm.modules() if isinstance(part, nn.ModuleList)]
+    return list(max(lists, key=lambda part: sum(p.numel() for p in part.parameters()), default=nn.ModuleList()).children())
+
+
 class VisionTower(nn.Module, ABC):
     """A frozen picture encoder whose output never changes, so that it is computed once per picture (:mod:`cir_lightning.cache`).
 

@@ -134,10 +134,15 @@ class Vision(VisionTower):
         """Where the base model is."""
         return next(self._borrowed[0].parameters()).device
 
+    @property
+    def eyes(self) -> nn.Module:
+        """The vision transformer."""
+        return self._borrowed[0].get_submodule(self.family.eyes)
+
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
         """See :class:`~cir_lightning.backbones.base.VisionTower`; without adapters, so that what is cached never changes."""
-        with without_adapters(self._borrowed[0].get_submodule(self.family.eyes)):
+        with without_adapters(self.eyes):
             return to_half(self.run(pixels))
 
     def look(self, pixels: Tensor) -> Tensor:
