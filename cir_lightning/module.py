@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from cir_lightning.cache import FeatureCache
 from cir_lightning.checkpoint import CONFIG_KEY, load_trained, trained_state
-from cir_lightning.chunks import in_chunks
+from cir_lightning.chunks import WithinMemory, in_chunks
 from cir_lightning.compiling import compile_parts
 from cir_lightning.encoder import Sight
 from cir_lightning.retrieval.figures import averages, names, score
@@ -100,6 +100,7 @@ class CIRModule(LightningModule):
         self.run_config = ""  # the command line puts the whole configuration here, as text,
         self.restores = False  # and here, whether a checkpoint is about to be loaded, which Lightning does not yet know in setup
         self._built = False
+        self._within_memory = WithinMemory()
 
     @property
     def data(self) -> CIRDataModule:
@@ -252,12 +253,13 @@ class CIRModule(LightningModule):
         self.tables = [EmbeddingTable(size, self.encoder.width).to(self.device) for size in sizes]
 
     def _evaluation_step(self, batch: PictureBatch | QueryBatch) -> None:
-        if isinstance(batch, PictureBatch):
-            vectors = self.encoder.encode_target(self.see(batch.picture))
-            self.tables[0].update(batch.index, vectors)
-        else:
-            vectors = self.encoder.encode_query(self.see(batch.reference), batch.captions)
-            self.tables[1].update(batch.index, vectors)
+        def encode(some: slice) -> Tensor:
+            if isinstance(batch, PictureBatch):
+                return self.encoder.encode_target(self.see(batch.picture[some]))
+            return self.encoder.encode_query(self.see(batch.reference[some]), batch.captions[some])
+
+        table = self.tables[0 if isinstance(batch, PictureBatch) else 1]
+        table.update(batch.index, self._within_memory(encode, len(batch.index)))
 
     def _finish_evaluation(self, split: Split) -> None:
         """Rank every evaluation set of the split; the same on every process, because the tables are."""

@@ -118,9 +118,11 @@ class QueryCollate:
 
     def __init__(self, queries: Sequence[tuple[str, str]], picture_index: Mapping[str, int]) -> None:
         self.queries, self.picture_index = queries, picture_index
+        self.by_length = sorted(range(len(queries)), key=lambda at: len(queries[at][1]))
 
     def __call__(self, numbers: Sequence[int]) -> QueryBatch:
-        """The batch of the queries with these numbers."""
-        chosen = [self.queries[number] for number in numbers]
+        """The batch of the queries with these numbers, counted from the shortest caption on: little of it is padding."""
+        places = [self.by_length[number] for number in numbers]
+        chosen = [self.queries[place] for place in places]
         reference = torch.tensor([self.picture_index[name] for name, _ in chosen])
-        return QueryBatch(torch.tensor(numbers), reference, [caption for _, caption in chosen])
+        return QueryBatch(torch.tensor(places), reference, [caption for _, caption in chosen])

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import cir_lightning.chunks
 from cir_lightning.backbones.lora import LoRA
+from cir_lightning.chunks import WithinMemory
 from cir_lightning.prompt_pool import PromptPool
 from data_modules.collate import TripletBatch
 from data_modules.errors import UserError
@@ -113,3 +114,28 @@ def test_two_processes_equal_one(tmp_path):
 def test_a_chunk_of_nothing_is_refused():
     with pytest.raises(UserError, match=r"model\.chunk=0 is not possible; set it to 1 or more, or to null for whole batches"):
         tiny_module(chunk=0)
+
+
+def test_evaluation_finds_the_pieces_that_memory_holds(capsys):
+    asked = []
+
+    def encode(some):
+        asked.append(some.stop - some.start)
+        if asked[-1] > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.arange(20.0)[some, None]
+
+    within = WithinMemory()
+    assert torch.equal(within(encode, 20)[:, 0], torch.arange(20.0))
+    assert asked == [20, 10, 5] + [2] * 10
+    assert "out of memory with 20 at once: evaluation goes on with 10; set data.eval_batch_size to that" in capsys.readouterr().out
+    assert torch.equal(within(encode, 5)[:, 0], torch.arange(5.0))  # remembers
+    assert asked[13:] == [2, 2, 2]
+
+
+def test_one_that_does_not_fit_stops_evaluation():
+    def encode(some):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        WithinMemory()(encode, 4)
