@@ -130,7 +130,7 @@ def test_evaluation_finds_the_pieces_that_memory_holds(capsys):
     assert asked == [20, 10, 5] + [2] * 10
     assert "out of memory with 20 at once: evaluation goes on with 10; set data.eval_batch_size to that" in capsys.readouterr().out
     assert torch.equal(within(encode, 5)[:, 0], torch.arange(5.0))  # remembers
-    assert asked[13:] == [2, 2, 2]
+    assert asked[13:] == [2, 2, 1]
 
 
 def test_one_that_does_not_fit_stops_evaluation():
