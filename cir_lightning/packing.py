@@ -35,20 +35,26 @@ class Layout(NamedTuple):
     position: Tensor
 
 
-def layout(lengths: Sequence[int]) -> Layout:
-    """Deal sequences to rows of nearly the same number of tokens: the longest first, each to the row with the fewest.
-
-    >>> layout([3, 1, 2]).number.tolist()  # of 6 tokens, one row
-    [[0, 0, 0, 2, 2, 1]]
-    """
-    rows = max(1, round(sum(lengths) / max(WIDTH, *lengths)))
-    filled = [0] * rows
-    places: list[tuple[int, int]] = [(0, 0)] * len(lengths)
+def deal(lengths: Sequence[int], rows: int) -> tuple[int, list[tuple[int, int]]]:
+    """The longest sequences first, each into the row with the fewest tokens: width of the rows, row and start of each sequence."""
+    filled, places = [0] * rows, [(0, 0)] * len(lengths)
     for which in sorted(range(len(lengths)), key=lambda at: -lengths[at]):
         row = filled.index(min(filled))
         places[which] = row, filled[row]
         filled[row] += lengths[which]
-    width = max(filled)
+    return max(filled), places
+
+
+def layout(lengths: Sequence[int]) -> Layout:
+    """Deal sequences to rows of nearly the same number of tokens; the number of rows is the one near the wanted width that wastes least.
+
+    >>> layout([3, 1, 2]).number.tolist()  # of 6 tokens, one row
+    [[0, 0, 0, 2, 2, 1]]
+    """
+    wanted = sum(lengths) / max(WIDTH, *lengths)
+    counts = range(max(1, int(wanted / 1.5)), max(1, int(wanted * 1.5)) + 1)
+    tried = [(rows, *deal(lengths, rows)) for rows in counts[:: max(1, len(counts) // 8)]]
+    rows, width, places = min(tried, key=lambda one: one[0] * one[1])
     length = torch.tensor(lengths)
     start = torch.tensor([row * width + at for row, at in places])
     number = torch.arange(len(lengths)).repeat_interleave(length)
