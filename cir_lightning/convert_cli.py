@@ -12,7 +12,8 @@ from data_modules.errors import UserError
 NAMES = ("qwen-vl-chat",)
 HELP = """\
 Convert the checkpoint that lies in SRC, as it was downloaded, into the new folder DST. Nothing of SRC is executed, and memory holds at
-most one of its files. After an interruption, the same command goes on; when DST is complete, it verifies DST. qwen-vl-chat is
+most one of its files. After an interruption, the same command goes on; when DST is complete, it verifies DST, and so does --verify
+without SRC. qwen-vl-chat is
 Qwen/Qwen-VL-Chat (or Qwen/Qwen-VL) with config.json, qwen.tiktoken, the index and the weights; recipes then name DST:
 model.encoder.backbone: {class_path: cir_lightning.backbones.qwen_vl.QwenVLChat, init_args: {folder: DST}}"""
 

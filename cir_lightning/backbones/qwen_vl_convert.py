@@ -2,8 +2,10 @@
 
 DST gets ``llm/`` (config, shards with an index, fast tokenizer: a folder that ``transformers.Qwen2ForCausalLM`` loads),
 ``vision.safetensors``, ``connector.safetensors`` and, last of all, ``config.json`` with sizes, source and checksums. Tensors keep their
-dtype. The real weights are unrun: a checkpoint of the published names, shapes and shards, full of zeros, was converted in 106 s on 2
-cores at a peak of 2.5 GB of resident memory, 2.0 GB of it one mapped source file.
+dtype. Loading does not compute checksums again, since that would read 19 GB once more in every process of every start: a shortened file or
+one of other tensors is refused there, and ``cir convert qwen-vl-chat --verify DST`` finds a single changed bit. The real weights are unrun:
+a checkpoint of the published names, shapes and shards, full of zeros, was converted in 106 s on 2 cores at a peak of 2.5 GB of resident
+memory, 2.0 GB of it one mapped source file.
 
 Source: config, tensor names and index of Qwen/Qwen-VL-Chat (853 tensors, 19,313,870,336 bytes); in its MLP ``w2`` is the gate.
 """
