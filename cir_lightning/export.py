@@ -130,7 +130,7 @@ def _about(encoder: Any, tower: str, config: dict[str, Any]) -> dict[str, Any]:
             backbone_arguments(model)[option] = pinned
     connector = getattr(encoder, "connector", None)
     if connector is not None and connector.starts_from:
-        model["init_args"]["connector"]["init_args"][connector.starts_from] = None
+        model["init_args"]["connector"].setdefault("init_args", {})[connector.starts_from] = None
     data = {"class_path": config["data"]["class_path"], "init_args": {"transform": transform_of(config)}}
     llm = getattr(getattr(encoder, "backbone", None), "llm", None)
     where = next((f"encoder.{name}." for name, part in encoder.named_modules() if part is llm), "")

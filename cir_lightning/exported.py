@@ -94,10 +94,15 @@ def check_base(encoder: Encoder, config: dict[str, Any], name: str) -> None:
         name: of the export or the run, for messages.
 
     Raises:
-        UserError: its revision, or its files in a local folder, are others.
+        UserError: it is not here, or its revision, or its files in a local folder, are others.
     """
     for option, checkpoint in encoder.base_models().items():
         if wanted := config.get("base", {}).get(option):
             commit = wanted.get("commit")
+            try:
+                checkpoint.key()
+            except UserError as error:
+                place = "" if commit or "merged" not in config else f"; if your copy of it lies elsewhere, say so in {name}/{CONFIG}"
+                raise UserError(f"{name}: {error}{place}") from error
             remedy = f"get revision {commit} of {wanted['model']}" if commit else "get the files that it was trained on"
             checkpoint.check_trained(wanted["key"], name, remedy)

@@ -100,9 +100,11 @@ def read_converted(folder: str | Path) -> Converted:
         config = json.loads((path / CONFIG).read_text())
         made = config.get("format")
         if made == FORMAT:
-            sizes = {field.name: int(config["vision"][field.name]) for field in fields(VisionSizes)}
+            sizes = {field.name: config["vision"][field.name] for field in fields(VisionSizes)}
             files = {name: str(config["files"][name]) for name in (*config["files"], VISION, CONNECTOR)}
-            return Converted(path, VisionSizes(**sizes), int(config["queries"]), files)
+            if all(isinstance(size, int) and size > 0 for size in (*sizes.values(), config["queries"])):
+                return Converted(path, VisionSizes(**sizes), config["queries"], files)
+            made = None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         made = None
     if made is None:
@@ -373,7 +375,10 @@ class QwenVLChat(Backbone):
 def _fill(module: nn.Module, file: Path, dtype: torch.dtype) -> None:
     """Give a module without memory (``meta``) its frozen weights, so that they are in memory once."""
     state: dict[str, Any] = {name: tensor.to(dtype) for name, tensor in _read(file).items()}
-    module.load_state_dict(state, assign=True)
+    try:
+        module.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise UserError(f"{file} does not fit the {CONFIG} beside it; run cir convert qwen-vl-chat again, which verifies both") from error
     module.requires_grad_(requires_grad=False)
 
 

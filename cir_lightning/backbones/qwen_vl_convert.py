@@ -300,7 +300,8 @@ def _fill(target: Path, settings: Settings, vocabulary: list[bytes], *, weights:
         known: Any = record.get("files", {})
         done = {name: known[name] for name in known if checksum(target / name, bar.update) == known[name]}
         about = {"format": FORMAT, "vision": asdict(settings.vision), "queries": settings.queries, "source": digest}
-        if len(done) == len(known) and _says(target / CONFIG, about | {"files": known}):
+        there = {*plan, *(f"{LLM}/{file.name}" for file in (target / LLM).glob("*.json"))}
+        if done.keys() == known.keys() == there and _says(target / CONFIG, about | {"files": known}):
             (target / PROGRESS).unlink(missing_ok=True)
             return f"{target} was complete already: all {len(done)} files are as they were written"
         _check_room(target, sum(size for name, size in sizes.items() if name not in done))

@@ -162,6 +162,19 @@ def test_the_revision_is_pinned_and_checked(hub, picture, tmp_path):
         load(tmp_path / "mine")
 
 
+def test_a_base_that_lies_elsewhere(picture, tmp_path):
+    run = write_run(tmp_path / "run", write_lvlm("llava", tmp_path / "base"))
+    assert main(["export", str(run), str(tmp_path / "mine")]) == 0
+    before = vectors(load(tmp_path / "mine"), picture)
+    (tmp_path / "base").rename(tmp_path / "theirs")
+    message = "mine: cannot read config.json of '.*/base'.*; if your copy of it lies elsewhere, say so in .*mine/config.yaml"
+    with pytest.raises(UserError, match=message):
+        load(tmp_path / "mine")
+    file = tmp_path / "mine" / "config.yaml"
+    file.write_text(file.read_text().replace(f"model: {tmp_path / 'base'}", f"model: {tmp_path / 'theirs'}"))
+    assert torch.equal(vectors(load(tmp_path / "mine"), picture), before)
+
+
 def test_another_base_than_that_of_the_run_is_not_exported(tmp_path, capsys):
     run = write_run(tmp_path / "run", write_lvlm("llava", tmp_path / "base"))
     write_lvlm("llava", tmp_path / "base", seed=1)

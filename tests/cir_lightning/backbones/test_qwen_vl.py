@@ -195,10 +195,14 @@ def test_folders_that_are_no_conversion(one_folder, tmp_path):
         built(qwen.checkpoint(tmp_path / "source"))  # the download itself
     copy = shutil.copytree(one_folder, tmp_path / "copy")
     about = json.loads((copy / "config.json").read_text())
-    for spoilt in ([], {"format": 1}, about | {"vision": {"width": "wide"}}, about | {"vision": {}}, about | {"files": {"a": 1}}):
+    sizes = [about["vision"] | {"width": width} for width in ("32", 32.5, 0, -1)]
+    for spoilt in ([], {"format": 1}, *(about | {"vision": vision} for vision in (*sizes, {})), about | {"files": {"a": 1}}):
         (copy / "config.json").write_text(json.dumps(spoilt))
         with pytest.raises(UserError, match="no finished conversion"):
             built(copy)
+    (copy / "config.json").write_text(json.dumps(about | {"vision": about["vision"] | {"layers": 3}}))
+    with pytest.raises(UserError, match=r"vision\.safetensors does not fit the config\.json beside it; run cir convert qwen-vl-chat again"):
+        built(copy)
     (copy / "config.json").write_text(json.dumps(about | {"format": 99}))
     with pytest.raises(UserError, match=r"config\.json: format 99, and this version reads 1; convert the checkpoint again into another"):
         built(copy)

@@ -291,9 +291,11 @@ def test_a_spoilt_description_is_mended(source, tmp_path):
     convert(source, target)
     file = target / "config.json"
     good = json.loads(file.read_text())
-    file.write_text(json.dumps(good | {"vision": {"width": 99}}))
-    assert "61 tensors became 69" in convert(source, target)
-    assert json.loads(file.read_text()) == good
+    files = {name: digest for name, digest in good["files"].items() if name != "vision.safetensors"}
+    for spoilt in ({"vision": {"width": 99}}, {"files": files}):
+        file.write_text(json.dumps(good | spoilt))
+        assert "61 tensors became 69" in convert(source, target)
+        assert json.loads(file.read_text()) == good
 
 
 def test_killed_while_a_damaged_file_was_about_to_be_mended(source, tmp_path):
