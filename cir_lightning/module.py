@@ -223,7 +223,8 @@ class CIRModule(LightningModule):
         def encode(some: Tensor) -> Tensor:
             return self.encoder.encode_query(sight.at(some), [captions[at] for at in some.tolist()])
 
-        order = torch.tensor(list(map(len, captions))).argsort(stable=True)  # like lengths together
+        lengths = torch.tensor(list(map(len, captions)))
+        order = torch.arange(len(lengths)) if self.chunk is None else lengths.argsort(stable=True)  # like lengths share a chunk
         return torch.cat(in_chunks(encode, order, self.chunk))[order.argsort()]
 
     def configure_optimizers(self) -> Any:
