@@ -115,6 +115,7 @@ def _merge(encoder: Any, about: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _check(encoder: Encoder, tower: str, source: str) -> None:
     """Refuse another base model than that of the run; the model is built without reading the base's weights."""
+    encoder.restored = True
     with torch.device("meta"):
         encoder.build()
     if tower != encoder.tower.key:

@@ -6,11 +6,14 @@ import pytest
 import torch
 from fakes.build import tiny_encoder
 from fakes.lvlms import write_lvlm
+from fakes.runs import write_run
 from jsonargparse import ArgumentParser
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
+from cir_lightning.api import load
 from cir_lightning.connector import Connector, QFormer, Resampler
+from cir_lightning.export import export
 from data_modules.errors import UserError
 
 B, N, DV, D = 3, 9, 20, 48
@@ -191,3 +194,12 @@ def test_what_was_trained_does_not_need_the_blip_2_any_more():
     encoder.restored = True
     encoder.build()
     assert encoder.connector.patch_input.linear.out_features == 32
+
+
+def test_an_export_does_not_need_it_either(tmp_path, blip2):
+    base, origin = write_lvlm("llava", tmp_path / "base"), shutil.copytree(blip2, tmp_path / "origin")
+    former = {"class_path": "cir_lightning.connector.QFormer", "init_args": SIZES | {"init_from": str(origin)}}
+    options = {"model": str(base), "dtype": "float32", "lora": {"rank": 2}}
+    run = write_run(tmp_path / "run", "hf.HFLVLM", options, connector=former)
+    shutil.rmtree(origin)
+    assert load(export(str(run), tmp_path / "out")).encoder.connector.init_from is None
