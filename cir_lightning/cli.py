@@ -6,6 +6,7 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 COMMANDS = {
     "fit": "train a model:            cir fit --config emoji.yaml",
@@ -98,5 +99,20 @@ def _fail(sentence: str) -> int:
     return USAGE_ERROR
 
 
+def entry() -> NoReturn:
+    """The process ``cir``.
+
+    One of several processes leaves without Python's own ending: a thread of gloo that lets go of a tensor meanwhile would abort it,
+    although all its work is done (before CPython 3.14).
+    """
+    code = main()
+    if (torch := sys.modules.get("torch")) and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from fakes.build import random_features, tiny_encoder, tiny_module
-from torch import multiprocessing, nn
+from fakes.processes import start
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import cir_lightning.chunks
@@ -104,7 +105,7 @@ def worker(number, folder):
 
 
 def test_two_processes_equal_one(tmp_path):
-    multiprocessing.spawn(worker, args=(str(tmp_path),), nprocs=2)
+    start(worker, 2, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{number}.pt") for number in range(2))
     plain = step(Step(None), whole())
     assert_equal(((first[0] + second[0]) / 2, first[1]), plain)

@@ -75,6 +75,19 @@ def test_the_process_leaves_with_2():
     assert run.stdout == ""
 
 
+def test_one_of_several_processes_leaves_before_python_ends(tmp_path):
+    code = f"""
+import atexit, torch.distributed as dist
+from cir_lightning import cli
+dist.init_process_group("gloo", init_method="file://{tmp_path}/meet", rank=0, world_size=1)
+atexit.register(print, "Python ended")
+cli.main = lambda: print("done") or 130
+cli.entry()
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (130, "done\n"), run.stderr
+
+
 @pytest.mark.parametrize("option", [["--config", "emojj.yaml"], ["--config=emojj.yaml"], ["-c", "emojj.yaml"]])
 def test_an_unknown_recipe_names_the_recipes(option, capsys):
     line = refused(["fit", *option], capsys)

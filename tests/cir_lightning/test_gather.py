@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
-from torch import multiprocessing, nn
+from fakes.processes import start
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cir_lightning.distributed import gather, gather_ids, rank, world_size
@@ -42,7 +43,7 @@ def step(model, *args):
     return loss.detach(), {n.removeprefix("module."): p.grad.clone() for n, p in model.named_parameters()}
 
 
-def worker(number, world, folder):
+def worker(number, folder, world=W):
     """One process: what it gathers, and a DDP step per direction; saved as ``{number}.pt``."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=world)
     try:
@@ -62,7 +63,7 @@ def worker(number, world, folder):
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gloo")
-    multiprocessing.spawn(worker, args=(W, str(folder)), nprocs=W)
+    start(worker, W, str(folder))
     return [torch.load(folder / f"{number}.pt") for number in range(W)]
 
 

@@ -4,7 +4,8 @@ import doctest
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from fakes.processes import start
+from torch import distributed
 
 from cir_lightning.retrieval import metrics, ranking
 from cir_lightning.retrieval.figures import score
@@ -56,12 +57,9 @@ def work(rank_, folder):
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory):
-    """Tables of each (world size, rank). A fork server imports torch and torchmetrics once for all processes: they take seconds."""
+    """Tables of each (world size, rank)."""
     folder = tmp_path_factory.mktemp("worlds")
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "torchmetrics"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        multiprocessing.start_processes(work, (str(folder),), nprocs=3, start_method="forkserver")
+    start(work, 3, str(folder))
     return {(world, r): torch.load(folder / f"{world}-{r}.pt") for world in (1, 2, 3) for r in range(world)}
 
 
