@@ -17,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from cir_lightning.packing import can_pack
 from cir_lightning.pooling import pool
+from cir_lightning.stages import CONNECTOR, LLM, POOLING, TEMPLATE, TOWER, stage
 from cir_lightning.template import Positions, TaskPrompt, Template, tokens
 from data_modules.errors import UserError
 
@@ -121,7 +122,9 @@ class Encoder(nn.Module, ABC):
 
     def look(self, pixels: Tensor) -> Sight:
         """Turn pictures (B, 3, S, S) uint8 into tokens."""
-        return self.see(self.tower.look(pixels), None if self.vision is None else self.vision.look(pixels))
+        with stage(TOWER):
+            features, vision = self.tower.look(pixels), None if self.vision is None else self.vision.look(pixels)
+        return self.see(features, vision)
 
     @abstractmethod
     def encode_query(self, sight: Sight, captions: Sequence[str]) -> Tensor:
@@ -236,9 +239,10 @@ class IntentEncoder(Encoder):
 
     def see(self, features: Tensor, vision: Tensor | None = None) -> Sight:
         """See :class:`Encoder`."""
-        x = self.standardise(features)
-        soft = self.soft_prompt(x)
-        return Sight(self._image(features, x), self._as_words(soft.tokens), x.mean(1), soft.chosen, soft.pull, vision)
+        with stage(CONNECTOR):
+            x = self.standardise(features)
+            soft = self.soft_prompt(x)
+            return Sight(self._image(features, x), self._as_words(soft.tokens), x.mean(1), soft.chosen, soft.pull, vision)
 
     def _image(self, features: Tensor, standardised: Tensor) -> Tensor:
         if self.connector is None:
@@ -258,12 +262,15 @@ class IntentEncoder(Encoder):
 
     def _encode(self, task: TaskPrompt, sight: Sight, captions: Sequence[str] | None) -> Tensor:
         embed, vision = self.backbone.llm.get_input_embeddings(), sight.vision if task.template.has_vision else None
-        prompt = task.fill(embed, sight.image, sight.soft, captions, 0 if vision is None else vision.shape[1])
-        hidden = self.backbone.read(prompt.embeds, prompt.mask, prompt.seen, vision)
-        vector: Tensor = self.projection(pool(hidden, prompt.pooled, self.pooling))
-        if self.residual is not None:
-            vector = vector + self.residual(sight.mean)
-        return F.normalize(vector.float(), dim=-1)
+        with stage(TEMPLATE):
+            prompt = task.fill(embed, sight.image, sight.soft, captions, 0 if vision is None else vision.shape[1])
+        with stage(LLM):
+            hidden = self.backbone.read(prompt.embeds, prompt.mask, prompt.seen, vision)
+        with stage(POOLING):
+            vector: Tensor = self.projection(pool(hidden, prompt.pooled, self.pooling))
+            if self.residual is not None:
+                vector = vector + self.residual(sight.mean)
+            return F.normalize(vector.float(), dim=-1)
 
     def title_words(self, titles: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token embeddings of titles around zero (B, W, D) and their mask (B, W) bool: what the Connector is aligned with."""

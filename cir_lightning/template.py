@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from cir_lightning.stages import CAPTION, stage
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
@@ -148,7 +149,8 @@ class TaskPrompt:
         hole = self.parts.index(("caption", [])) if self.template.has_caption else len(parts)
         before, after = [*self.first, *chain(*parts[:hole])], [*chain(*parts[hole:]), *self.last]
         texts = [self.template.space + caption for caption in captions or ()]
-        words = tokens(self.tokenizer, texts, "\n") if texts else [[]] * len(image)
+        with stage(CAPTION):
+            words = tokens(self.tokenizer, texts, "\n") if texts else [[]] * len(image)
         rows = [torch.tensor(before + caption + after) for caption in words]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=_PAD).to(image.device)
         embeds = embed(ids.clamp_min(0)).to(torch.promote_types(image.dtype, soft.dtype))
