@@ -1,0 +1,230 @@
+"""The works that ``cir bench`` measures, done as the commands do them: training by a trainer, encoding as its evaluation does.
+
+Shapes: B batch, E embedding.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional as F  # noqa: N812 - torch's own convention
+
+from cir_lightning.api import BATCH
+from cir_lightning.bench.results import COLD_LATENCY, GALLERY, LATENCY, PICTURES, QUERIES, TRAINING, Work
+from cir_lightning.bench.rounds import Rounds, stepping
+from cir_lightning.bench.training import Again, AtStart, Driver, make_trainer, quiet
+from cir_lightning.stages import RANKING, TOWER, stage
+from data_modules.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from lightning.pytorch import Callback
+
+    from cir_lightning.module import CIRModule
+    from data_modules.base import CIRDataModule, Split
+
+SPLIT: Split = "val"  # what training has the features of
+ASKED = 4  # different queries in each round of the latency
+
+
+class Bencher:
+    """Measures one model on one machine, in one process.
+
+    Args:
+        module: not built yet.
+        data: the benchmark.
+        trainer: the recipe's arguments of the trainer.
+        rounds: to be timed.
+        say: is told what is being measured.
+        traces: folder for the traces of torch's profiler; None for no traces.
+    """
+
+    def __init__(
+        self,
+        module: CIRModule,
+        data: CIRDataModule,
+        trainer: Any,
+        *,
+        rounds: int,
+        say: Callable[[str], None] = print,
+        traces: Path | None = None,
+    ) -> None:
+        self.module, self.data, self.settings, self.rounds, self.say, self.traces = module, data, trainer, rounds, say, traces
+        self.works: list[Work] = []
+        self.traced: list[Path] = []
+        self.training_size, self.evaluation_size = data.batch_size, data.eval_batch_size
+        self.device = make_trainer(trainer, [], 0).strategy.root_device
+
+    def run(self, batches: Sequence[int]) -> list[Work]:
+        """Measure everything at these batch sizes.
+
+        Raises:
+            UserError: the model cannot be built, or the recipe itself would be refused.
+        """
+        self.data.prepare_data()
+        self.data.setup()
+        self._fit(AtStart(lambda: None), max_steps=0)  # reads weights, and gets the features of all pictures into the cache
+        for batch in batches:
+            self._train(batch, traced=self._is_traced(batch, batches, self.training_size))
+        self.data.batch_size = self.training_size
+        self._fit(AtStart(lambda: self._evaluate(batches)), max_steps=0)
+        return self.works
+
+    def _is_traced(self, batch: int, batches: Sequence[int], recipe: int) -> bool:
+        """Only the batch size that is nearest to the recipe's."""
+        possible = [one for one in batches if one > 1] or batches
+        return self.traces is not None and batch == min(possible, key=lambda one: abs(one - recipe))
+
+    @contextmanager
+    def _work(self, kind: str, batch: int) -> Iterator[Work]:
+        """A new work, which may turn out to be impossible."""
+        self.say(f"{kind}, batch {batch}")
+        work = Work(kind, batch)
+        self.works.append(work)
+        try:
+            yield work
+        except UserError as error:
+            work.refused = str(error)
+        except torch.OutOfMemoryError:
+            work.refused = f"out of memory with {batch} at once"
+        if work.refused:
+            torch.cuda.empty_cache()
+            work.seconds, work.unobserved = [], []
+            self.say(f"  not measured: {work.refused}")
+
+    def _rounds(self, work: Work, *, traced: bool = False, rounds: int | None = None) -> Rounds:
+        trace = self.traces / f"{work.kind}.trace.json.gz" if traced and self.traces else None
+        self.traced += [trace] if trace and trace not in self.traced else []
+        return Rounds(work, self.module.encoder, self.device, rounds or self.rounds, trace)
+
+    # ---- training ------------------------------------------------------------------------------------------------------------------
+
+    def _train(self, batch: int, *, traced: bool) -> None:
+        with self._work(TRAINING, batch) as work:
+            self.data.trainer, self.data.batch_size = None, batch
+            loader = self.data.train_dataloader()
+            draws = next(iter(loader.batch_sampler))  # type: ignore[arg-type]
+            first = loader.collate_fn(draws)
+            work.pictures = len(torch.cat([first.reference, first.target]).unique())  # type: ignore[no-untyped-call]
+            rounds = self._rounds(work, traced=traced)
+            self.data.train_dataloader = lambda: Again(lambda: loader.collate_fn(draws), len(rounds))  # type: ignore[assignment, method-assign, return-value]
+            try:
+                with stepping(rounds) as steps:
+                    self._fit(Driver(steps), max_steps=len(rounds))
+            finally:
+                del self.data.train_dataloader
+
+    def _fit(self, callback: Callback, max_steps: int) -> None:
+        trainer = make_trainer(self.settings, [callback], max_steps)
+        try:
+            with quiet():
+                trainer.fit(self.module, datamodule=self.data)
+        except SystemExit as left:
+            if isinstance(left.__context__, KeyboardInterrupt):  # Lightning tidies up and leaves with 1
+                raise KeyboardInterrupt from left
+            raise
+
+    # ---- evaluation ----------------------------------------------------------------------------------------------------------------
+
+    def _evaluate(self, batches: Sequence[int]) -> None:
+        module = self.module
+        module.eval()
+        with module.trainer.precision_plugin.forward_context(), torch.inference_mode():
+            if not module.encoder.tower.trained:
+                for batch in batches:
+                    self._see(batch)
+            if not self.data.evaluation_sets(SPLIT):
+                with self._work(QUERIES, batches[0]):
+                    raise UserError(f"{type(self.data).__name__} holds out no queries; hold some out")
+            module._start_evaluation(SPLIT)
+            for number, kind in enumerate((GALLERY, QUERIES)):
+                for batch in batches:
+                    self._encode(kind, number, batch, traced=number == 0 and self._is_traced(batch, batches, self.evaluation_size))
+            self._rank()
+            self._answer()
+
+    def _see(self, batch: int) -> None:
+        """What the cache does once for every picture: read it, make it a square, show it to the vision tower."""
+        with self._work(PICTURES, batch) as work:
+            pictures = torch.tensor(self.data.train_pictures()[:batch])
+            work.pictures = _enough(len(pictures), batch, "pictures")
+            encoder = self.module.encoder
+            towers = [encoder.tower, *([] if encoder.vision is None else [encoder.vision])]
+            for _ in self._rounds(work):
+                for part in pictures.split(BATCH):  # type: ignore[no-untyped-call]
+                    pixels = self.module._pixels(part).to(self.device)
+                    with stage(TOWER):
+                        for tower in towers:
+                            tower(pixels).cpu()
+
+    def _encode(self, kind: str, number: int, batch: int, *, traced: bool) -> None:
+        """Evaluation's batch in the middle: queries come in the order of their captions' lengths."""
+        with self._work(kind, batch) as work:
+            self.data.eval_batch_size = batch
+            loader = self.data._evaluation_loaders(SPLIT)[number]
+            several: list[Any] = list(loader.batch_sampler)  # type: ignore[arg-type]
+            members = several[(len(several) - 1) // 2]
+            _enough(len(members), batch, "gallery pictures" if kind == GALLERY else "queries")
+            given = loader.collate_fn(members)
+            given = given._replace(index=given.index.to(self.device))
+            work.pictures = batch
+            memory = self.module._within_memory
+            memory.size = None
+            for _ in self._rounds(work, traced=traced):
+                self.module._evaluation_step(given)
+                self.module.tables[number].reset()
+            if memory.size is not None and memory.size < batch:
+                work.notes.append(f"memory does not hold {batch} at once: it was encoded in pieces of {memory.size}")
+
+    def _vectors(self, count: int) -> torch.Tensor:
+        """Random unit vectors (count, E): ranking takes as long with any others."""
+        draw = torch.Generator().manual_seed(0)
+        return F.normalize(torch.randn(count, self.module.encoder.width, generator=draw), dim=1).to(self.device)
+
+    def _rank(self) -> None:
+        sizes = evaluation_sizes(self.data)
+        with self._work(RANKING, sizes["queries"]) as work:
+            for table, count in zip(self.module.tables, (sizes["gallery"], sizes["queries"]), strict=True):
+                table.reset()
+                table.update(torch.arange(count, device=self.device), self._vectors(count))
+            for _ in self._rounds(work):
+                self.module._finish_evaluation(SPLIT)
+            work.notes.append(f"{sizes['queries']:,} queries, {sizes['gallery']:,} pictures, random unit vectors")
+
+    def _answer(self) -> None:
+        """One query after the other, from a picture to a ranked list of the gallery."""
+        queries = list(self.data.distinct_queries(SPLIT))
+        queries = queries[:: max(1, len(queries) // (ASKED * self.rounds))]
+        gallery = self._vectors(evaluation_sizes(self.data)["gallery"])
+
+        def cold(at: int, caption: str) -> torch.Tensor:
+            pixels = self.module._pixels(torch.tensor([at])).to(self.device)
+            return self.module.encoder.encode_query(self.module.encoder.look(pixels), [caption])
+
+        def warm(at: int, caption: str) -> torch.Tensor:
+            return self.module.encoder.encode_query(self.module.see(torch.tensor([at])), [caption])
+
+        works = {COLD_LATENCY: cold} if self.module.encoder.tower.trained else {LATENCY: warm, COLD_LATENCY: cold}
+        for kind, encode in works.items():
+            with self._work(kind, 1) as work:
+                work.pictures = 1
+                for _, (reference, caption) in zip(self._rounds(work, rounds=ASKED * self.rounds), cycle(queries)):
+                    vector = encode(self.data.picture_index[reference], caption)[0]
+                    with stage(RANKING):
+                        (gallery @ vector).sort(descending=True, stable=True)[1].cpu()
+
+
+def evaluation_sizes(data: CIRDataModule) -> dict[str, int]:
+    """Distinct queries and gallery pictures of the split that is ranked."""
+    return {"queries": len(data.distinct_queries(SPLIT)), "gallery": len(data.gallery_pictures(SPLIT))}
+
+
+def _enough(found: int, batch: int, what: str) -> int:
+    if found < batch:
+        raise UserError(f"there are only {found} {what} for a batch of {batch}")
+    return found
