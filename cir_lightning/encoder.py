@@ -134,6 +134,9 @@ class Encoder(nn.Module, ABC):
     def encode_target(self, sight: Sight) -> Tensor:
         """Unit vectors (B, E) float32 of target (gallery) images."""
 
+    def forget(self) -> None:
+        """Forget what is kept of captions that were read; nothing is, unless an encoder says so."""
+
     @abstractmethod
     def caption_features(self, captions: Sequence[str]) -> Tensor:
         """What the frozen parts make of a caption alone, (B, any width) float32: the input of the yardsticks."""

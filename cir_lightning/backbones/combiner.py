@@ -94,6 +94,10 @@ class Combiner(Encoder):
             self._sentences |= dict(zip(new, self._read(new), strict=True))
         return torch.stack([self._sentences[caption] for caption in captions])
 
+    def forget(self) -> None:
+        """See :class:`~cir_lightning.encoder.Encoder`."""
+        self._sentences.clear()
+
     @torch.no_grad()
     def _read(self, captions: list[str]) -> Tensor:
         text = self.backbone["text"].eval()

@@ -13,7 +13,7 @@ from cir_lightning.bench.machine import matrix_peak
 from cir_lightning.bench.measure import Bencher, evaluation_sizes
 from cir_lightning.bench.results import Arm
 from cir_lightning.chunks import give_memory_back
-from cir_lightning.lightning_cli import Parsed, run
+from cir_lightning.lightning_cli import CIRCLI, Parsed, run
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,6 +35,13 @@ class Recipe(NamedTuple):
     cli: Any
 
 
+class Seeded(Parsed):
+    """Refuses a number that is no seed, too."""
+
+    def _set_seed(self) -> None:
+        CIRCLI._set_seed(self)
+
+
 def parse(options: list[str], overlay: str) -> Recipe | None:
     """A recipe from the options of ``cir fit`` with another overlay on it; None where only help or the configuration was asked for.
 
@@ -42,7 +49,7 @@ def parse(options: list[str], overlay: str) -> Recipe | None:
         UserError: an option is wrong.
     """
     words = [*options, *(["--config", overlay] if overlay else [])]
-    cli = run(["fit", *words], Parsed)
+    cli = run(["fit", *words], Seeded)
     if cli is None:
         return None
     settings: Any = cli.config.fit
@@ -52,7 +59,7 @@ def parse(options: list[str], overlay: str) -> Recipe | None:
         " + ".join(configs),
         precision=str(settings.trainer.precision or "32-true"),
         seed=int(settings.seed_everything),
-        config=cli.parser.dump(cli.config, skip_unset=False),
+        config=cli._parser("fit").dump(settings, skip_unset=False),
         batches={"training": cli.datamodule.batch_size, "evaluation": cli.datamodule.eval_batch_size},
     )
     return Recipe(arm, cli)

@@ -5,6 +5,7 @@ Shapes: B batch, E embedding.
 
 from __future__ import annotations
 
+import gc
 from contextlib import contextmanager
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
@@ -120,6 +121,7 @@ class Bencher:
                 del self.data.train_dataloader
 
     def _fit(self, callback: Callback, max_steps: int) -> None:
+        gc.collect()  # the trainer before, so that its memory is not counted
         trainer = make_trainer(self.settings, [callback], max_steps)
         try:
             with quiet():
@@ -139,8 +141,9 @@ class Bencher:
                 for batch in batches:
                     self._see(batch)
             if not self.data.evaluation_sets(SPLIT):
-                with self._work(QUERIES, batches[0]):
-                    raise UserError(f"{type(self.data).__name__} holds out no queries; hold some out")
+                said = f"{type(self.data).__name__} holds out no queries; hold some out"
+                self.works += [Work(kind, batch, refused=said) for kind in (GALLERY, QUERIES) for batch in batches]
+                return
             module._start_evaluation(SPLIT)
             for number, kind in enumerate((GALLERY, QUERIES)):
                 for batch in batches:
@@ -176,6 +179,7 @@ class Bencher:
             memory = self.module._within_memory
             memory.size = None
             for _ in self._rounds(work, traced=traced):
+                self.module.encoder.forget()
                 self.module._evaluation_step(given)
                 self.module.tables[number].reset()
             if memory.size is not None and memory.size < batch:
@@ -214,6 +218,7 @@ class Bencher:
             with self._work(kind, 1) as work:
                 work.pictures = 1
                 for _, (reference, caption) in zip(self._rounds(work, rounds=ASKED * self.rounds), cycle(queries)):
+                    self.module.encoder.forget()
                     vector = encode(self.data.picture_index[reference], caption)[0]
                     with stage(RANKING):
                         (gallery @ vector).sort(descending=True, stable=True)[1].cpu()

@@ -16,6 +16,7 @@ import torch
 from torch.profiler import record_function
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from cir_lightning.chunks import give_memory_back
 from cir_lightning.stages import BACKWARD, observed
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Clock:
 
 
 class _Whole(nullcontext[None]):
-    """In the place of torch's tracker of modules, whose hooks fail in inference mode where parameters want gradients (torch 2.13)."""
+    """In the place of torch's tracker of modules, whose hooks fail without gradients where parameters want them (torch 2.13)."""
 
     parents = frozenset({"Global"})
 
@@ -136,6 +137,9 @@ class Counter:
             stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
             torch.backends.mha.set_fastpath_enabled(False)
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+            if torch.is_inference_mode_enabled():  # the counter would take products apart where autocast does not see them (torch 2.13)
+                stack.enter_context(torch.inference_mode(mode=False))
+                stack.enter_context(torch.no_grad())
             self._watch_tokens(stack)
             self._flops = FlopCounterMode(display=False, custom_mapping=_ON_CPU)
             self._flops.mod_tracker = _Whole()  # type: ignore[assignment]
@@ -183,6 +187,7 @@ class Peak:
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
+        give_memory_back()
         self.held = float(torch.cuda.memory_allocated()) if self._cuda else _resident("VmRSS")
 
     @staticmethod
@@ -203,6 +208,7 @@ class Peak:
             torch.cuda.reset_peak_memory_stats()
         else:
             peak = _resident("VmHWM")
+            give_memory_back()  # else what was freed would count in every later stage
             _CLEAR.write_text("5")  # the peak is now what is resident
         return (max(0.0, peak - self.held),)
 

@@ -47,7 +47,7 @@ COLOURS = {  # readable to the colour-blind, dark and light in turn (Okabe and I
     LOSS: "#56b4e9",
     BACKWARD: "#009e73",
     OPTIMIZER: "#7b4fb0",
-    OTHER: "#808080",
+    OTHER: "#6b4226",
     READ: "#d9d9d9",
     TRANSFORM: "#bdbdbd",
     TOWER: "#969696",
@@ -92,12 +92,8 @@ def draw(bench: Bench) -> Image.Image:
     header = bench.header
     pen.text((GAP, 14), "Where time goes: milliseconds of an item, by batch size", fill="black", font=_font(26))
     machine = ", ".join(str(part) for part in (header.get("gpu"), f"{header.get('cpu')} ({header.get('cores')} cores)") if part)
-    pen.text(
-        (GAP, 54),
-        f"{machine}; {header.get('date')}; grey and in brackets: with the pictures, were features not cached",
-        "#444444",
-        _font(18),
-    )
+    below = f"{machine}; {header.get('date')}; grey and in brackets: with the pictures, were features not cached"
+    pen.text((GAP, 54), below, fill="#444444", font=_font(18))
     for line, (arm, works) in enumerate(zip(arms, panels, strict=True)):
         pen.text((GAP, HEAD + line * PANEL[1]), arm.name, fill="black", font=_font(22))
         for column, (kind, bars) in enumerate(zip(KINDS, works, strict=True)):
@@ -119,13 +115,13 @@ def _bar(arm: Arm, work: Work) -> Bar:
 
 
 def round_up(value: float) -> float:
-    """The next of 1, 2, 3, 4, 5, 6, 8, 10 times a power of ten.
+    """The next of 1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10 times a power of ten.
 
     >>> round_up(33), round_up(0.4), round_up(81)
     (40.0, 0.4, 100.0)
     """
     power = 10.0 ** math.floor(math.log10(value))
-    return next(step * power for step in (1, 2, 3, 4, 5, 6, 8, 10) if step * power >= value * (1 - 1e-9))
+    return next(step * power for step in (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10) if step * power >= value * (1 - 1e-9))
 
 
 def _panel(pen: ImageDraw.ImageDraw, corner: tuple[int, int], title: str, bars: Sequence[Bar], top: float, item: str) -> None:
@@ -156,7 +152,9 @@ def _stack(pen: ImageDraw.ImageDraw, foot: tuple[float, float], width: float, ba
             pen.rectangle((left + inset, round(above), left + width - inset, round(level) - 1), fill=COLOURS[row])
         level = above
     label = _figure(bar.warm) + (f" ({_figure(bar.height)})" if bar.cold else "")
-    pen.text((left + width / 2, level - 4), label, fill="black", font=_font(17), anchor="mb")
+    place = left + width / 2, level - 4
+    pen.rectangle(pen.textbbox(place, label, font=_font(17), anchor="mb"), fill="white")  # over lines of the grid
+    pen.text(place, label, fill="black", font=_font(17), anchor="mb")
 
 
 def _figure(value: float) -> str:

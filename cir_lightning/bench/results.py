@@ -206,7 +206,12 @@ def read(file: Path) -> Bench:
             f"--compare {file}: its format is {found!r}, not {FORMAT!r}; name the bench.json of a run of this version's cir bench"
         )
     try:
-        arms = [Arm(**{**arm, "works": [Work(**work) for work in arm["works"]]}) for arm in content["arms"]]
+        arms = [Arm(**{**arm, "works": list(map(_work, arm["works"]))}) for arm in content["arms"]]
         return Bench(content["header"], arms)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"--compare {file}: damaged ({error}); run cir bench again") from error
+
+
+def _work(content: dict[str, Any]) -> Work:
+    tokens = {name: (real, computed) for name, (real, computed) in content["tokens"].items()}
+    return Work(**{**content, "tokens": tokens})

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from torch.profiler import ProfilerActivity, profile
 
 from cir_lightning.bench.meters import Clock, Counter, Ledger, Peak, Ranges
-from cir_lightning.chunks import give_memory_back
 from cir_lightning.stages import observed
 
 if TYPE_CHECKING:
@@ -82,8 +80,6 @@ class Rounds:
         self.work.tokens = {name: (real, computed) for name, (_, real, computed) in ledger.accounts.items() if computed}
 
     def _remembered(self) -> Iterator[None]:
-        gc.collect()
-        give_memory_back()
         peak = Peak(self.device)
         ledger = Ledger(peak.lap, max)
         with ledger.open():

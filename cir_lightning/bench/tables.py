@@ -110,9 +110,7 @@ def _wholes(kind: str, works: Sequence[Work], arm: Arm, notes: list[str]) -> Tab
                 _ms(median(work.unobserved)),
                 _ms(work.whole / work.batch),
                 _number(work.batch / work.whole),
-                f"{real:,.0f}",
-                f"{computed:,.0f}",
-                _percent(1 - real / computed) if computed else NONE,
+                *_padding(real, computed),
                 *_rates(flops, work.whole, arm.matrix_peak),
                 NONE if work.peak is None else _mib(max(work.peak.values())),
             ]
@@ -211,7 +209,7 @@ def _detail_cells(work: Work, stages: Iterable[str], peak: float, share: float) 
     return [
         *(_ms(choose(each)) for choose in (median, min, max)),
         _percent(share),
-        *([f"{real:,.0f}", f"{computed:,.0f}", _percent(1 - real / computed)] if computed else [NONE] * 3),
+        *_padding(real, computed),
         *_rates(sum(work.flops.get(name, 0.0) for name in stages), median(each), peak),
         _mib(max(memory)) if memory else NONE,
     ]
@@ -257,6 +255,10 @@ def _of_an_arm(arm: Arm) -> list[str]:
 
 
 # ---- numbers -------------------------------------------------------------------------------------------------------------------------
+
+
+def _padding(real: float, computed: float) -> list[str]:
+    return [f"{real:,.0f}", f"{computed:,.0f}", _percent(1 - real / computed)] if computed else [NONE] * 3
 
 
 def _rates(flops: float, seconds: float, peak: float) -> list[str]:
