@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from lightning.pytorch import seed_everything
 
-from cir_lightning.bench.machine import matrix_peak
 from cir_lightning.bench.measure import Bencher, evaluation_sizes
 from cir_lightning.bench.results import Arm
 from cir_lightning.chunks import give_memory_back
@@ -79,7 +78,7 @@ def measure(recipe: Recipe, batches: Sequence[int], rounds: int, traces: Path | 
         arm.device = str(bencher.device)
         arm.works = bencher.run(batches)
         arm.label, arm.sizes = module.encoder.label, {**evaluation_sizes(data), "width": module.encoder.width}
-        arm.parameters, arm.matrix_peak = _parameters(module), matrix_peak(bencher.device, arm.precision)
+        arm.parameters = _parameters(module)
         arm.traces = [str(file) for file in bencher.traced]
     except (UserError, ImportError) as error:
         arm.refused = str(error)

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from cir_lightning.api import BATCH
+from cir_lightning.bench.machine import matrix_peak
 from cir_lightning.bench.results import COLD_LATENCY, GALLERY, LATENCY, PICTURES, QUERIES, TRAINING, Work
 from cir_lightning.bench.rounds import Rounds, stepping
 from cir_lightning.bench.training import Again, AtStart, Driver, make_trainer, quiet
@@ -89,6 +90,7 @@ class Bencher:
         self.works.append(work)
         try:
             yield work
+            work.matrix = matrix_peak(self.device, str(self.settings.precision or ""))
         except UserError as error:
             work.refused = str(error)
         except torch.OutOfMemoryError:

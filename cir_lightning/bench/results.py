@@ -81,6 +81,7 @@ class Work:
         tokens: of every stage, through the language model: real ones and computed ones.
         peak: of every stage, bytes above ``held``; None where the machine does not tell.
         held: bytes before, weights and cached features among them.
+        matrix: FLOP/s of a matrix product right afterwards, in the same precision.
     """
 
     kind: str
@@ -94,6 +95,7 @@ class Work:
     tokens: dict[str, tuple[float, float]] = field(default_factory=dict)
     peak: dict[str, float] | None = None
     held: float | None = None
+    matrix: float = 0.0
 
     @property
     def whole(self) -> float:
@@ -142,7 +144,6 @@ class Arm:
         config: all of the configuration, as YAML.
         parameters: of the language model or text encoder, of all else, and those that are trained.
         sizes: queries and pictures of an evaluation, width of an embedding.
-        matrix_peak: FLOP/s of a square matrix product in this precision, the best of some.
         batches: batch sizes of the recipe, training and evaluation.
         refused: why nothing was measured.
         works: what was.
@@ -157,7 +158,6 @@ class Arm:
     config: str = ""
     parameters: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
-    matrix_peak: float = 0.0
     batches: dict[str, int] = field(default_factory=dict)
     refused: str = ""
     works: list[Work] = field(default_factory=list)
@@ -180,6 +180,11 @@ class Bench:
 
     header: dict[str, Any]
     arms: list[Arm] = field(default_factory=list)
+
+    def matrix_peak(self, arm: Arm) -> float:
+        """FLOP/s of the fastest matrix product on an arm's device and in its precision, whenever it was."""
+        alike = (one for one in self.arms if (one.device, one.precision) == (arm.device, arm.precision))
+        return max((work.matrix for one in alike for work in one.works), default=0.0)
 
 
 def write(bench: Bench, file: Path) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 KINDS = (TRAINING, GALLERY, QUERIES)
 NONE = "-"
 ONCE = " (once per picture, ever)"
+DOUBTFUL = 1.3  # times slower
 
 
 class Table(NamedTuple):
@@ -34,7 +35,7 @@ def to_markdown(bench: Bench) -> str:
         lines += _markdown(table)
     for arm in bench.arms:
         lines += [f"## {arm.name}", ""]
-        for table in [*overviews(arm), *details(arm)] if not arm.refused else ():
+        for table in [*overviews(arm, bench.matrix_peak(arm)), *details(arm, bench.matrix_peak(arm))] if not arm.refused else ():
             lines += _markdown(table)
         lines += [f"Not measured: {arm.refused}", ""] if arm.refused else []
         lines += [*(f"- trace of torch's profiler: `{trace}`" for trace in arm.traces), ""] if arm.traces else []
@@ -46,7 +47,7 @@ def to_text(bench: Bench) -> str:
     lines = [f"{name}: {value}" for name, value in facts(bench)]
     for arm in bench.arms:
         lines += ["", f"== {arm.name}" + (f": not measured: {arm.refused}" if arm.refused else "")]
-        for table in overviews(arm) if not arm.refused else ():
+        for table in overviews(arm, bench.matrix_peak(arm)) if not arm.refused else ():
             lines += ["", *as_text(table)]
     for table in summaries(bench):
         lines += ["", *as_text(table)]
@@ -74,7 +75,7 @@ def facts(bench: Bench) -> list[tuple[str, Any]]:
     for arm in bench.arms:
         if arm.works:
             parts = ", ".join(f"{name} {number:,}" for name, number in arm.parameters.items())
-            peak = f"matrix product {arm.matrix_peak / 1e9:,.0f} GFLOP/s"
+            peak = f"matrix product {bench.matrix_peak(arm) / 1e9:,.0f} GFLOP/s"
             header[arm.name] = f"{arm.label}; {arm.device}, {arm.precision}, seed {arm.seed}, {peak}; parameters: {parts}"
     return list(header.items())
 
@@ -82,7 +83,7 @@ def facts(bench: Bench) -> list[tuple[str, Any]]:
 # ---- by batch size -------------------------------------------------------------------------------------------------------------------
 
 
-def overviews(arm: Arm) -> list[Table]:
+def overviews(arm: Arm, peak: float) -> list[Table]:
     """For training, gallery and queries a table of whole batches and one of stages; then the latency of a query and the ranking."""
     found = []
     for kind in KINDS:
@@ -90,13 +91,13 @@ def overviews(arm: Arm) -> list[Table]:
         refused = [f"batch {work.batch} is not measured: {work.refused}" for work in works if work.refused]
         done = [work for work in works if not work.refused]
         if done:
-            found += [_wholes(kind, done, arm, refused), _stages(kind, done, arm)]
+            found += [_wholes(kind, done, peak, refused), _stages(kind, done, arm)]
         elif refused:
             found.append(Table(kind, [["nothing was measured"]], refused))
     return [*found, *_latency(arm), *_evaluation(arm)]
 
 
-def _wholes(kind: str, works: Sequence[Work], arm: Arm, notes: list[str]) -> Table:
+def _wholes(kind: str, works: Sequence[Work], peak: float, notes: list[str]) -> Table:
     item = ITEM[kind]
     names = ["batch", "ms", "ms unobserved", f"ms per {item}", f"{item.replace('query', 'querie')}s/s", "tokens", "computed", "padding"]
     cells = [[*names, "GFLOP", "GFLOP/s", "of peak", "peak MiB"]]
@@ -111,12 +112,21 @@ def _wholes(kind: str, works: Sequence[Work], arm: Arm, notes: list[str]) -> Tab
                 _ms(work.whole / work.batch),
                 _number(work.batch / work.whole),
                 *_padding(real, computed),
-                *_rates(flops, work.whole, arm.matrix_peak),
+                *_rates(flops, work.whole, peak),
                 NONE if work.peak is None else _mib(max(work.peak.values())),
             ]
         )
-    notes = [*notes, *(f"batch {work.batch}: {note}" for work in works for note in work.notes)]
+    notes = [*notes, *(f"batch {work.batch}: {note}" for work in works for note in [*work.notes, *_disturbed(work, peak)])]
     return Table(f"{kind}, whole {'steps' if kind == TRAINING else 'batches'}", cells, notes)
+
+
+def _disturbed(work: Work, peak: float) -> list[str]:
+    """What makes its times doubtful."""
+    whole = [sum(one.values()) for one in work.seconds]
+    said = [f"the slowest round took {max(whole) / min(whole):.1f} times the fastest"] if max(whole) > DOUBTFUL * min(whole) else []
+    if work.matrix * DOUBTFUL < peak:
+        said.append(f"a matrix product right afterwards ran at {100 * work.matrix / peak:.0f} % of its best: the machine was busy")
+    return said
 
 
 def _stages(kind: str, works: Sequence[Work], arm: Arm) -> Table:
@@ -183,22 +193,22 @@ def _rate(work: Work) -> float:
 # ---- one batch size ------------------------------------------------------------------------------------------------------------------
 
 
-def details(arm: Arm) -> list[Table]:
+def details(arm: Arm, peak: float) -> list[Table]:
     """Every work by itself, all that is known of its stages."""
-    return [_detail(arm, work) for work in arm.works if not work.refused]
+    return [_detail(work, peak) for work in arm.works if not work.refused]
 
 
-def _detail(arm: Arm, work: Work) -> Table:
+def _detail(work: Work, peak: float) -> Table:
     names = ["stage", "ms", "fastest", "slowest", "share", "tokens", "computed", "padding", "GFLOP", "GFLOP/s", "of peak", "peak MiB"]
     cells = [names]
     shares = work.shares()
     for row, stages in work.rows().items():
-        cells.append([row, *_detail_cells(work, stages, arm.matrix_peak, shares[row])])
+        cells.append([row, *_detail_cells(work, stages, peak, shares[row])])
     everything = tuple(work.stages)
-    cells.append(["whole", *_detail_cells(work, everything, arm.matrix_peak, sum(shares.values()))])
+    cells.append(["whole", *_detail_cells(work, everything, peak, sum(shares.values()))])
     notes = [f"{len(work.seconds)} rounds; {work.pictures} distinct pictures"] if work.pictures else [f"{len(work.seconds)} rounds"]
     notes += [f"{_mib(work.held)} MiB were held before, on top of which peaks are"] if work.held is not None else ["memory is not told"]
-    return Table(f"{work.kind}, batch {work.batch}", cells, [*notes, *work.notes])
+    return Table(f"{work.kind}, batch {work.batch}", cells, [*notes, *work.notes, *_disturbed(work, peak)])
 
 
 def _detail_cells(work: Work, stages: Iterable[str], peak: float, share: float) -> list[str]:
