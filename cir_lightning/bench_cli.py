@@ -106,8 +106,9 @@ def _measure(asked: argparse.Namespace, rest: list[str], batches: list[int], com
     while recipes:
         traces = asked.out / f"traces-{len(bench.arms)}" if asked.profile else None
         bench.arms.append(measure(recipes.pop(0), batches, asked.rounds, traces))
-        _saved(asked.out, lambda: write(bench, asked.out / "bench.json"))
-    if all(arm.refused for arm in bench.arms):
+        if bench.measured:
+            _saved(asked.out, lambda: write(bench, asked.out / "bench.json"))
+    if not bench.measured:
         raise UserError(bench.arms[0].refused)
     _saved(asked.out, lambda: _show(bench, asked.out))
     print(to_text(bench))

@@ -76,5 +76,5 @@ def matrix_peak(device: torch.device, precision: str, side: int | None = None) -
 
 
 def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize()

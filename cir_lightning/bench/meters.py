@@ -100,13 +100,13 @@ class Clock:
     """Seconds, after everything that a GPU was told to do is done."""
 
     def __init__(self, device: torch.device, now: Callable[[], float] = time.perf_counter) -> None:
-        self._cuda = device.type == "cuda"
+        self._waits = device.type != "cpu"
         self._now, self._last = now, 0.0
 
     def lap(self) -> tuple[float]:
         """Seconds since the last lap."""
-        if self._cuda:
-            torch.cuda.synchronize()
+        if self._waits:
+            torch.accelerator.synchronize()
         before, self._last = self._last, self._now()
         return (self._last - before,)
 

@@ -80,7 +80,7 @@ class Bar(NamedTuple):
 
 def draw(bench: Bench) -> Image.Image:
     """The picture."""
-    arms = [arm for arm in bench.arms if not arm.refused]
+    arms = bench.measured
     panels = [[bars_of(arm, kind) for kind in KINDS] for arm in arms]
     tops = [round_up(max((bar.height for line in panels for bar in line[at]), default=1.0)) for at in range(len(KINDS))]
     parts = {part for line in panels for bars in line for bar in bars for part, _ in bar.parts}

@@ -181,6 +181,11 @@ class Bench:
     header: dict[str, Any]
     arms: list[Arm] = field(default_factory=list)
 
+    @property
+    def measured(self) -> list[Arm]:
+        """The arms that were not refused."""
+        return [arm for arm in self.arms if not arm.refused]
+
     def matrix_peak(self, arm: Arm) -> float:
         """FLOP/s of the fastest matrix product on an arm's device and in its precision, whenever it was."""
         alike = (one for one in self.arms if (one.device, one.precision) == (arm.device, arm.precision))

@@ -230,7 +230,7 @@ def _detail_cells(work: Work, stages: Iterable[str], peak: float, share: float) 
 
 def summaries(bench: Bench) -> list[Table]:
     """The arms side by side at every batch size; nothing of a single one."""
-    arms = [arm for arm in bench.arms if not arm.refused]
+    arms = bench.measured
     if len(bench.arms) < 2:
         return []
     names = ["arm", "batch", "training ms per triplet", "triplets/s", "pictures/s", "queries/s", "GFLOP per triplet", "GFLOP per query"]
@@ -240,7 +240,10 @@ def summaries(bench: Bench) -> list[Table]:
     one = [["arm", "LLM or text encoder", "trained", "query, cached ms", "query, from a file ms", "evaluation s", "of it ranking"]]
     one += [_of_an_arm(arm) for arm in arms]
     notes = [f"{arm.name} is not measured: {arm.refused}" for arm in bench.arms if arm.refused]
-    return [Table("arms side by side, whole model", one, notes), Table("arms side by side, by batch size", cells, [])]
+    works = [(work, bench.matrix_peak(arm)) for arm in arms for work in arm.works if not work.refused]
+    doubtful = sum(bool(_disturbed(work, peak)) for work, peak in works)
+    warning = [f"{doubtful} of {len(works)} times are doubtful (see their notes): run again on an idle machine"] if doubtful else []
+    return [Table("arms side by side, whole model", one, notes), Table("arms side by side, by batch size", cells, warning)]
 
 
 def _summary(arm: Arm, batch: int) -> list[str]:

@@ -189,6 +189,7 @@ def test_arms_side_by_side():
         ["other.yaml", "8", "-", "-"],
     ]
     assert rows(by_batch)["tiny.yaml"]["tokens per query"] == "-"  # the last row, of batch 8
+    assert by_batch.notes == ["12 of 14 times are doubtful (see their notes): run again on an idle machine"]  # all but the trainings
     assert summaries(Bench(HEADER, [arm()])) == []
 
 
