@@ -19,6 +19,7 @@ from cir_lightning.checkpoint import CONFIG_KEY, load_trained, trained_state
 from cir_lightning.chunks import WithinMemory, in_chunks
 from cir_lightning.compiling import compile_parts
 from cir_lightning.encoder import Sight
+from cir_lightning.pictures import spread
 from cir_lightning.retrieval.figures import averages, names, score
 from cir_lightning.retrieval.metrics import EmbeddingTable
 from cir_lightning.retrieval.protocol import check
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from data_modules.records import EvaluationSet
 
 _SPLITS: dict[str, tuple[Split, ...]] = {"fit": ("val",), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+STATISTICS = 256 * 2**20  # bytes of features that the standardiser is fitted on, at most
 
 
 class CIRModule(LightningModule):
@@ -152,7 +154,13 @@ class CIRModule(LightningModule):
             needed += self.data.evaluation_pictures(split)
         self._see(sorted(set(needed)))
         if not trained:  # else a checkpoint brings its own statistics
-            self.encoder.standardise.fit(self.features_of(torch.tensor(self.data.train_pictures() or needed)))
+            self._standardise(self.data.train_pictures() or needed)
+
+    def _standardise(self, positions: list[int]) -> None:
+        """Take the statistics of these pictures' features; where they are very many, of some that are evenly spread."""
+        most = max(1, STATISTICS // self.features[:1].nbytes)
+        chosen = torch.tensor([positions[at] for at in spread(len(positions), most)])
+        self.encoder.standardise.fit(self.features_of(chosen))
 
     def _check_protocols(self, stage: str) -> None:
         sets = [evaluation for split in _SPLITS[stage] for evaluation in self.data.evaluation_sets(split)]
@@ -166,21 +174,21 @@ class CIRModule(LightningModule):
         """Get the patch features of these pictures."""
         self.data.require_pictures(positions)
         pictures = [self.data.pictures[at] for at in positions]
-        self.features = FeatureCache(self.encoder.tower, self.data.transform).features(pictures)
+        self.features = FeatureCache(self.encoder.tower, self.data.transform).open(pictures)
         own = self.encoder.vision
-        self.vision = None if own is None else FeatureCache(own, self.data.transform).features(pictures)
+        self.vision = None if own is None else FeatureCache(own, self.data.transform).open(pictures)
         self.feature_row = torch.full((len(self.data.pictures),), -1)
         self.feature_row[positions] = torch.arange(len(positions))
 
     def features_of(self, pictures: Tensor) -> Tensor:
-        """Patch features (B, N, Dv) float16 of pictures (B,) long, positions in ``data.pictures``."""
-        return self.features[self.feature_rows(pictures.cpu())].to(self.device)
+        """Patch features (B, N, Dv) of pictures (B,) long, positions in ``data.pictures``."""
+        return self.features[self.feature_rows(pictures.cpu())].to(self.device, non_blocking=True)
 
     def see(self, pictures: Tensor) -> Sight:
         """What the encoder sees in pictures (B,) long, positions in ``data.pictures``."""
         if self.encoder.tower.trained:
             return self.encoder.look(self._pixels(pictures).to(self.device))
-        vision = None if self.vision is None else self.vision[self.feature_rows(pictures.cpu())].to(self.device)
+        vision = None if self.vision is None else self.vision[self.feature_rows(pictures.cpu())].to(self.device, non_blocking=True)
         return self.encoder.see(self.features_of(pictures), vision)
 
     def _pixels(self, pictures: Tensor) -> Tensor:

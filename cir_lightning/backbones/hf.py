@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from cir_lightning.backbones.base import Backbone, VisionTower, to_half
+from cir_lightning.backbones.base import Backbone, VisionTower
 from cir_lightning.backbones.checkpoints import Checkpoint, Quantisation
 from cir_lightning.backbones.lora import adapt, without_adapters
 from cir_lightning.backbones.mini import quiet_transformers
@@ -143,7 +143,7 @@ class Vision(VisionTower):
     def forward(self, pixels: Tensor) -> Tensor:
         """See :class:`~cir_lightning.backbones.base.VisionTower`; without adapters, so that what is cached never changes."""
         with without_adapters(self.eyes):
-            return to_half(self.run(pixels))
+            return self.rounded(self.run(pixels))
 
     def look(self, pixels: Tensor) -> Tensor:
         """See :class:`~cir_lightning.backbones.base.VisionTower`."""

@@ -10,7 +10,8 @@ from functools import partial
 
 import pytest
 import yaml
-from fakes.tiny import TinyCIR, TinyLVLM
+from fakes.runs import write_recipe
+from fakes.tiny import TinyCIR
 
 from cir_lightning import __version__
 from cir_lightning.cli import COMMANDS, main, recipe_folder
@@ -189,47 +190,11 @@ def test_checkpoints_that_are_none(tmp_path, capsys):
     assert "a.ckpt" in refused(["test", "--ckpt_path", str(tmp_path / "b.ckpt")], capsys)
 
 
-CONFIG = {
-    "trainer": {
-        "accelerator": "cpu",
-        "devices": 1,
-        "max_steps": 2,
-        "val_check_interval": 2,
-        "check_val_every_n_epoch": None,
-        "num_sanity_val_steps": 0,
-        "callbacks": [{"class_path": "cir_lightning.alignment.TitleAlignment", "init_args": {"steps": 2, "batch_size": 8}}],
-    },
-    "model": {
-        "monitor": "val/tiny/avg/R@1",
-        "encoder": {
-            "class_path": "cir_lightning.encoder.IntentEncoder",
-            "init_args": {
-                "backbone": {"class_path": f"fakes.tiny.{TinyLVLM.__name__}", "init_args": {"lora": {"rank": 2}}},
-                "connector": {
-                    "class_path": "cir_lightning.connector.Resampler",
-                    "init_args": {"queries": 2, "width": 32, "depth": 1, "heads": 4},
-                },
-                "soft_prompt": {
-                    "class_path": "cir_lightning.prompt_pool.PromptPool",
-                    "init_args": {"size": 4, "tokens": 1, "chosen": 2},
-                },
-                "width": 16,
-            },
-        },
-        "loss": {"temperature": 0.1},
-    },
-    "data": {"class_path": f"fakes.tiny.{TinyCIR.__name__}", "init_args": {}},
-}
-
-
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
     """A folder with ``tiny.yaml`` and the finished run ``run``; commands run in it."""
     folder = tmp_path_factory.mktemp("front door")
-    config = json.loads(json.dumps(CONFIG))
-    config["trainer"]["default_root_dir"] = str(folder / "run")
-    config["data"]["init_args"]["root"] = str(folder)
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    write_recipe(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CIR_CACHE", str(folder / "cache"))
         assert main(["fit", "--config", str(folder / "tiny.yaml")]) == 0
