@@ -10,7 +10,6 @@ Shapes: P pictures, N patches, Dv patch feature width.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from cir_lightning.storage import lock, writing
 from data_modules.errors import UserError
 from data_modules.folders import cache_root
 from data_modules.images import TRANSFORM_VERSION, load_image, to_tensor
+from data_modules.pixels import processors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -183,7 +183,7 @@ class FeatureCache:
         device = self.tower.device
         size = BATCH if device.type == "cpu" else GPU_BATCH
         batches = [pictures[start : start + size] for start in range(0, len(pictures), size)]
-        with torch.autocast(device.type, enabled=False), ThreadPoolExecutor(min(size, _processors())) as pool:
+        with torch.autocast(device.type, enabled=False), ThreadPoolExecutor(min(size, processors())) as pool:
             ahead = pool.map(self._square, batches[0])
             for following in [*batches[1:], []]:
                 pixels, ahead = torch.stack(list(ahead)), pool.map(self._square, following)
@@ -256,7 +256,3 @@ def _entries(pictures: Iterable[Picture], hashes: Path) -> list[str]:
     found = content_hashes([picture.path for picture in listed], hashes)
     boxes = ["".join(f"-{edge}" for edge in picture.box or ()) for picture in listed]
     return [f"{content}{box}" for content, box in zip(found, boxes, strict=True)]
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

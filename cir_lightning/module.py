@@ -25,9 +25,8 @@ from cir_lightning.retrieval.metrics import EmbeddingTable
 from cir_lightning.retrieval.protocol import check
 from cir_lightning.retrieval.ranking import Ranking, rank_all
 from cir_lightning.weights import find_weights, read_weights
-from data_modules.collate import PictureBatch, QueryBatch, TripletBatch
+from data_modules.collate import PictureBatch, QueryBatch, TripletBatch, distinct
 from data_modules.errors import UserError
-from data_modules.images import load_image, to_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -153,8 +152,18 @@ class CIRModule(LightningModule):
         for split in _SPLITS[stage]:
             needed += self.data.evaluation_pictures(split)
         self._see(sorted(set(needed)))
+        self._bring_pixels(stage)
         if not trained:  # else a checkpoint brings its own statistics
             self._standardise(self.data.train_pictures() or needed)
+
+    def _bring_pixels(self, stage: str) -> None:
+        """Have batches hold pixels where features of once do not do."""
+        trained, augment = self.encoder.tower.trained, self.data.augment
+        if trained or (augment != "none" and stage == "fit"):
+            why = "adapters on the vision tower" if trained else f"data.augment={augment}"
+            which = "pictures" if trained else "training pictures"
+            rank_zero_info(f"{why}: {which} go through the vision tower at every step; cached features serve what is left")
+            self.data.bring_pixels(self.encoder.tower.image_size, evaluation=trained)
 
     def _standardise(self, positions: list[int]) -> None:
         """Take the statistics of these pictures' features; where they are very many, of some that are evenly spread."""
@@ -184,17 +193,12 @@ class CIRModule(LightningModule):
         """Patch features (B, N, Dv) of pictures (B,) long, positions in ``data.pictures``."""
         return self.features[self.feature_rows(pictures.cpu())].to(self.device, non_blocking=True)
 
-    def see(self, pictures: Tensor) -> Sight:
-        """What the encoder sees in pictures (B,) long, positions in ``data.pictures``."""
-        if self.encoder.tower.trained:
-            return self.encoder.look(self._pixels(pictures).to(self.device))
+    def see(self, pictures: Tensor, pixels: Tensor | None = None) -> Sight:
+        """What the encoder sees in pictures (B,) long, positions in ``data.pictures``, or in their pixels if given, (B, 3, S, S)."""
+        if pixels is not None:
+            return self.encoder.look(pixels)
         vision = None if self.vision is None else self.vision[self.feature_rows(pictures.cpu())].to(self.device, non_blocking=True)
         return self.encoder.see(self.features_of(pictures), vision)
-
-    def _pixels(self, pictures: Tensor) -> Tensor:
-        """The pictures (B, 3, S, S) uint8."""
-        chosen, side = [self.data.pictures[at] for at in pictures.tolist()], self.encoder.tower.image_size
-        return torch.stack([to_tensor(load_image(picture.path, picture.box), side, self.data.transform) for picture in chosen])
 
     def feature_rows(self, pictures: Tensor) -> Tensor:
         """Rows (B,) of ``features`` of pictures (B,) long, positions in ``data.pictures``.
@@ -212,10 +216,11 @@ class CIRModule(LightningModule):
     def training_step(self, batch: TripletBatch, batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's signature
         """InfoNCE of a batch of triplets; each distinct picture goes through the Connector and the target encoder once."""
         size = len(batch.captions)
-        pictures, place = torch.cat([batch.reference, batch.target]).unique(return_inverse=True)  # type: ignore[no-untyped-call]
-        sight = Sight.join(in_chunks(self.see, pictures, self.chunk))
+        pictures, place = distinct(batch.reference, batch.target)
+        numbers = torch.arange(len(pictures), device=pictures.device)
+        sight = Sight.join(in_chunks(lambda some: self.see(pictures[some], _some(batch.pixels, some)), numbers, self.chunk))
         query = self._encode_queries(sight.at(place[:size]), batch.captions)
-        targets, where = place[size:].unique(return_inverse=True)
+        targets, where = place[size:].unique(return_inverse=True)  # type: ignore[no-untyped-call]
         target = torch.cat(in_chunks(lambda some: self.encoder.encode_target(sight.at(some)), targets, self.chunk))[where]
         contrast = self.loss(query, target, batch.content)
         pull = sight.pull[place].mean()  # of every reference and target, so that it does not depend on how processes share the batch
@@ -264,8 +269,8 @@ class CIRModule(LightningModule):
     def _evaluation_step(self, batch: PictureBatch | QueryBatch) -> None:
         def encode(some: slice) -> Tensor:
             if isinstance(batch, PictureBatch):
-                return self.encoder.encode_target(self.see(batch.picture[some]))
-            return self.encoder.encode_query(self.see(batch.reference[some]), batch.captions[some])
+                return self.encoder.encode_target(self.see(batch.picture[some], _some(batch.pixels, some)))
+            return self.encoder.encode_query(self.see(batch.reference[some], _some(batch.pixels, some)), batch.captions[some])
 
         table = self.tables[0 if isinstance(batch, PictureBatch) else 1]
         table.update(batch.index, self._within_memory(encode, len(batch.index)))
@@ -344,6 +349,10 @@ class CIRModule(LightningModule):
         """Strict about what is trained; frozen weights come with the backbone."""
         del assign
         return load_trained(self, state_dict, strict=strict)
+
+
+def _some(pixels: Tensor | None, some: Tensor | slice) -> Tensor | None:
+    return None if pixels is None else pixels[some]
 
 
 def _flat(split: Split, scored: Sequence[tuple[EvaluationSet, Mapping[str, float]]]) -> dict[str, float]:

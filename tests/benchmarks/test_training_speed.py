@@ -15,6 +15,7 @@ from cir_lightning.compiling import compile_parts
 from cir_lightning.lightning_cli import Parsed, run
 from cir_lightning.retrieval.ranking import rank_all
 from data_modules.collate import PictureBatch
+from data_modules.pixels import PixelReader
 
 ROUNDS = 5
 
@@ -54,7 +55,8 @@ def step(mini, batch):
 
 def plain_sight(module, pictures):
     encoder = module.encoder
-    return encoder.see(torch.cat([encoder.tower(module._pixels(part)) for part in pictures.split(8)]))
+    read = PixelReader(module.data.pictures, encoder.tower.image_size, module.data.transform)
+    return encoder.see(torch.cat([encoder.tower(read(part)) for part in pictures.split(8)]))
 
 
 def plain_step(mini, batch):
