@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import sys
-import ctypes
-import sys
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -75,12 +73,6 @@ class WithinMemory:
                 self.size = size // 2
             torch.cuda.empty_cache()
             print(f"out of memory with {size} at once: evaluation goes on with {self.size}; set data.eval_batch_size to that")
-
-
-def _give_memory_back() -> None:
-    """Let glibc return to the system what is free: chunks differ in size, and it would take some 50 MB more for each of them."""
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # other C libraries do without
-        trim(0)
 
 
 def _give_memory_back() -> None:
