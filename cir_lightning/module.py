@@ -20,6 +20,7 @@ from cir_lightning.chunks import WithinMemory, in_chunks
 from cir_lightning.compiling import compile_parts
 from cir_lightning.encoder import Sight
 from cir_lightning.pictures import spread
+from cir_lightning.precision import check_precision
 from cir_lightning.retrieval.figures import averages, names, score
 from cir_lightning.retrieval.metrics import EmbeddingTable
 from cir_lightning.retrieval.protocol import check
@@ -134,11 +135,7 @@ class CIRModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot train, and get the patch features of every picture that this stage needs."""
-        if self.trainer.precision.endswith("-true") and self.trainer.precision != "32-true":
-            raise UserError(
-                f"trainer.precision={self.trainer.precision!r} would round the trained float32 weights at every step, so that small "
-                "updates are lost; use bf16-mixed"
-            )
+        check_precision(self.trainer.precision, self.trainer.strategy.root_device.type)
         if self.encoder.quantised and not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             raise UserError(
                 f"backbone.quantisation does not go with trainer.strategy={type(self.trainer.strategy).__name__}, which shards weights; "
