@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from cir_lightning.cache_claims import claim, live_claims, wait_for
 from cir_lightning.cache_hashes import content_hashes
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
-    from tqdm import tqdm
 
     from cir_lightning.backbones.base import VisionTower
     from cir_lightning.cache_claims import Claim
@@ -97,7 +97,7 @@ class FeatureCache:
                 try:
                     self._shards[path] = self._read(path)
                 except DamagedShardError as error:
-                    print(f"damaged feature cache {path}: {error}; removed, its pictures are encoded again")
+                    tqdm.write(f"damaged feature cache {path}: {error}; removed, its pictures are encoded again")
                     with writing(self.folder):
                         path.unlink(missing_ok=True)
                     continue
@@ -152,8 +152,6 @@ class FeatureCache:
 
     def _tell(self, missing: list[str]) -> tqdm[Any]:
         """Say what is going to be made, or that the disk is too small for it; a bar of how much is made."""
-        from tqdm import tqdm
-
         size, free = self._bytes(len(missing)), shutil.disk_usage(self.folder).free
         if size > free:
             raise UserError(
@@ -244,7 +242,7 @@ class Features:
     def _check(self, number: int, row: np.ndarray[Any, Any]) -> None:
         while zlib.crc32(row.data) != (place := self.places[number])[0].checks[place[1]]:
             picture = self.pictures[number]
-            print(f"damaged feature cache {place[0].path}: the features of {picture.path} are encoded again")
+            tqdm.write(f"damaged feature cache {place[0].path}: the features of {picture.path} are encoded again")
             self.places[number] = self.cache.again(picture, place[0])
             row[:] = self._row(number)
         self._checked[number] = True
