@@ -135,12 +135,12 @@ class CIRModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot train, and get the patch features of every picture that this stage needs."""
-        check_precision(self.trainer.precision, self.trainer.strategy.root_device.type)
         if self.encoder.quantised and not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             raise UserError(
                 f"backbone.quantisation does not go with trainer.strategy={type(self.trainer.strategy).__name__}, which shards weights; "
                 "use ddp, where every process has all of them, or set quantisation to none"
             )
+        check_precision(self.trainer.precision, self.trainer.strategy.root_device.type)
         self._check_protocols(stage)
         self.configure_model()  # Lightning calls it after setup, which already needs the tower
         trained = self.restores or bool(self.init_from)
