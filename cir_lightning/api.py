@@ -16,9 +16,9 @@ from torch import nn
 from cir_lightning.checkpoint import load_trained
 from cir_lightning.encoder import Encoder
 from cir_lightning.exported import check_base
-from cir_lightning.squares import read_square
 from cir_lightning.weights import find_weights, read_weights
 from data_modules.errors import UserError
+from data_modules.images import load_image, to_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -96,7 +96,7 @@ class Retriever:
 
     def _see(self, pictures: Sequence[str | PathLike[str]]) -> Sight:
         tower = self.encoder.tower
-        pixels = torch.stack([read_square(Path(path), None, tower.image_size, self.transform) for path in pictures])
+        pixels = torch.stack([to_tensor(load_image(Path(path)), tower.image_size, self.transform) for path in pictures])
         return self.encoder.look(pixels.to(tower.device))
 
 

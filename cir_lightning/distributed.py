@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 import torch.distributed as dist
 
-from cir_lightning.stages import GATHER, stage
+from data_modules.stages import GATHER, stage
 
 if TYPE_CHECKING:
     from torch import Tensor

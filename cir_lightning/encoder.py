@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
+from cir_lightning.backbones.kept import PatchDtype, kept
 from cir_lightning.packing import can_pack
 from cir_lightning.pooling import pool
-from cir_lightning.stages import CONNECTOR, LLM, POOLING, TEMPLATE, TOWER, stage
 from cir_lightning.template import Positions, TaskPrompt, Template, tokens
 from data_modules.errors import UserError
+from data_modules.stages import CONNECTOR, LLM, POOLING, TEMPLATE, TOWER, stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -157,6 +158,8 @@ class IntentEncoder(Encoder):
         chat: whether the task prompts are put into the LVLM's own chat template, as the user's turn.
         width: embedding size E; None for the pooled hidden state itself, without a trained projection. Our choice.
         residual: add a linear map of the mean patch features to the pooled hidden state, on both sides. Our choice, off in the paper.
+        patch_pooling: average squares of so many x so many neighbouring patches, for a smaller feature cache; 1 for none.
+        patch_dtype: of the patch features in the cache; bfloat16 holds larger numbers at the same size, with an eighth of the precision.
     """
 
     word_mean: Tensor
@@ -177,6 +180,8 @@ class IntentEncoder(Encoder):
         chat: bool = False,
         width: int | None = 256,
         residual: bool = False,
+        patch_pooling: int = 1,
+        patch_dtype: PatchDtype = "float16",
     ) -> None:
         super().__init__()
         self.backbone, self.connector, self.soft_prompt, self.quantised = backbone, connector, soft_prompt, backbone.quantised
@@ -204,7 +209,10 @@ class IntentEncoder(Encoder):
                 raise UserError(
                     f"{template.key} lacks the hole {{soft}}: the {type(soft_prompt).__name__} would be ignored; add it or use NoPrompt"
                 )
+        if patch_pooling < 1:
+            raise UserError(f"model.encoder.patch_pooling={patch_pooling} is not possible; set it to 1 or more")
         self.pooling, self.chat, self.projected_width, self.with_residual = pooling, chat, width, residual
+        self.patch_pooling, self.patch_dtype = patch_pooling, patch_dtype
 
     def base_models(self) -> dict[str, Checkpoint]:
         """See :class:`Encoder`."""
@@ -219,7 +227,7 @@ class IntentEncoder(Encoder):
                 f"model.encoder.pooling={self.pooling!r} is not how {type(self.backbone).__name__} was trained; set weighted_mean, mean, "
                 f"last{f' or {own}' if own else ''}"
             )
-        self.tower = self.backbone.tower
+        self.tower = kept(self.backbone.tower, self.patch_pooling, self.patch_dtype)
         self.vision = self.backbone.vision if self.query_template.has_vision or self.target_template.has_vision else None
         self.standardise = Standardiser(self.tower.width)
         if self.connector is not None:

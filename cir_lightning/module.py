@@ -19,15 +19,16 @@ from cir_lightning.checkpoint import CONFIG_KEY, load_trained, trained_state
 from cir_lightning.chunks import WithinMemory, in_chunks
 from cir_lightning.compiling import compile_parts
 from cir_lightning.encoder import Sight
+from cir_lightning.pictures import spread
+from cir_lightning.precision import check_precision
 from cir_lightning.retrieval.figures import averages, names, score
 from cir_lightning.retrieval.metrics import EmbeddingTable
 from cir_lightning.retrieval.protocol import check
 from cir_lightning.retrieval.ranking import Ranking, rank_all
-from cir_lightning.squares import read_square
-from cir_lightning.stages import FEATURES, LOSS, RANKING, stage
 from cir_lightning.weights import find_weights, read_weights
-from data_modules.collate import PictureBatch, QueryBatch, TripletBatch
+from data_modules.collate import PictureBatch, QueryBatch, TripletBatch, distinct
 from data_modules.errors import UserError
+from data_modules.stages import FEATURES, LOSS, RANKING, stage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from data_modules.records import EvaluationSet
 
 _SPLITS: dict[str, tuple[Split, ...]] = {"fit": ("val",), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+STATISTICS = 256 * 2**20  # bytes of features that the standardiser is fitted on, at most
 
 
 class CIRModule(LightningModule):
@@ -134,16 +136,12 @@ class CIRModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot train, and get the patch features of every picture that this stage needs."""
-        if self.trainer.precision.endswith("-true") and self.trainer.precision != "32-true":
-            raise UserError(
-                f"trainer.precision={self.trainer.precision!r} would round the trained float32 weights at every step, so that small "
-                "updates are lost; use bf16-mixed"
-            )
         if self.encoder.quantised and not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             raise UserError(
                 f"backbone.quantisation does not go with trainer.strategy={type(self.trainer.strategy).__name__}, which shards weights; "
                 "use ddp, where every process has all of them, or set quantisation to none"
             )
+        check_precision(self.trainer.precision, self.trainer.strategy.root_device.type)
         self._check_protocols(stage)
         self.configure_model()  # Lightning calls it after setup, which already needs the tower
         trained = self.restores or bool(self.init_from)
@@ -152,8 +150,24 @@ class CIRModule(LightningModule):
         for split in _SPLITS[stage]:
             needed += self.data.evaluation_pictures(split)
         self._see(sorted(set(needed)))
+        self._bring_pixels(stage)
         if not trained:  # else a checkpoint brings its own statistics
-            self.encoder.standardise.fit(self.features_of(torch.tensor(self.data.train_pictures() or needed)))
+            self._standardise(self.data.train_pictures() or needed)
+
+    def _bring_pixels(self, stage: str) -> None:
+        """Have batches hold pixels where features of once do not do."""
+        trained, augment = self.encoder.tower.trained, self.data.augment
+        if trained or (augment != "none" and stage == "fit"):
+            why = "adapters on the vision tower" if trained else f"data.augment={augment}"
+            which = "pictures" if trained else "training pictures"
+            rank_zero_info(f"{why}: {which} go through the vision tower at every step; cached features serve what is left")
+            self.data.bring_pixels(self.encoder.tower.image_size, evaluation=trained)
+
+    def _standardise(self, positions: list[int]) -> None:
+        """Take the statistics of these pictures' features; where they are very many, of some that are evenly spread."""
+        most = max(1, STATISTICS // self.features[:1].nbytes)
+        chosen = torch.tensor([positions[at] for at in spread(len(positions), most)])
+        self.encoder.standardise.fit(self.features_of(chosen))
 
     def _check_protocols(self, stage: str) -> None:
         sets = [evaluation for split in _SPLITS[stage] for evaluation in self.data.evaluation_sets(split)]
@@ -167,29 +181,24 @@ class CIRModule(LightningModule):
         """Get the patch features of these pictures."""
         self.data.require_pictures(positions)
         pictures = [self.data.pictures[at] for at in positions]
-        self.features = FeatureCache(self.encoder.tower, self.data.transform).features(pictures)
+        self.features = FeatureCache(self.encoder.tower, self.data.transform).open(pictures)
         own = self.encoder.vision
-        self.vision = None if own is None else FeatureCache(own, self.data.transform).features(pictures)
+        self.vision = None if own is None else FeatureCache(own, self.data.transform).open(pictures)
         self.feature_row = torch.full((len(self.data.pictures),), -1)
         self.feature_row[positions] = torch.arange(len(positions))
 
     def features_of(self, pictures: Tensor) -> Tensor:
-        """Patch features (B, N, Dv) float16 of pictures (B,) long, positions in ``data.pictures``."""
-        return self.features[self.feature_rows(pictures.cpu())].to(self.device)
+        """Patch features (B, N, Dv) of pictures (B,) long, positions in ``data.pictures``."""
+        return self.features[self.feature_rows(pictures.cpu())].to(self.device, non_blocking=True)
 
-    def see(self, pictures: Tensor) -> Sight:
-        """What the encoder sees in pictures (B,) long, positions in ``data.pictures``."""
-        if self.encoder.tower.trained:
-            return self.encoder.look(self._pixels(pictures).to(self.device))
+    def see(self, pictures: Tensor, pixels: Tensor | None = None) -> Sight:
+        """What the encoder sees in pictures (B,) long, positions in ``data.pictures``, or in their pixels if given, (B, 3, S, S)."""
+        if pixels is not None:
+            return self.encoder.look(pixels)
         with stage(FEATURES):
-            vision = None if self.vision is None else self.vision[self.feature_rows(pictures.cpu())].to(self.device)
+            vision = None if self.vision is None else self.vision[self.feature_rows(pictures.cpu())].to(self.device, non_blocking=True)
             features = self.features_of(pictures)
         return self.encoder.see(features, vision)
-
-    def _pixels(self, pictures: Tensor) -> Tensor:
-        """The pictures (B, 3, S, S) uint8."""
-        chosen, side = [self.data.pictures[at] for at in pictures.tolist()], self.encoder.tower.image_size
-        return torch.stack([read_square(picture.path, picture.box, side, self.data.transform) for picture in chosen])
 
     def feature_rows(self, pictures: Tensor) -> Tensor:
         """Rows (B,) of ``features`` of pictures (B,) long, positions in ``data.pictures``.
@@ -207,10 +216,11 @@ class CIRModule(LightningModule):
     def training_step(self, batch: TripletBatch, batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's signature
         """InfoNCE of a batch of triplets; each distinct picture goes through the Connector and the target encoder once."""
         size = len(batch.captions)
-        pictures, place = torch.cat([batch.reference, batch.target]).unique(return_inverse=True)  # type: ignore[no-untyped-call]
-        sight = Sight.join(in_chunks(self.see, pictures, self.chunk))
+        pictures, place = distinct(batch.reference, batch.target)
+        numbers = torch.arange(len(pictures), device=pictures.device)
+        sight = Sight.join(in_chunks(lambda some: self.see(pictures[some], _some(batch.pixels, some)), numbers, self.chunk))
         query = self._encode_queries(sight.at(place[:size]), batch.captions)
-        targets, where = place[size:].unique(return_inverse=True)
+        targets, where = place[size:].unique(return_inverse=True)  # type: ignore[no-untyped-call]
         target = torch.cat(in_chunks(lambda some: self.encoder.encode_target(sight.at(some)), targets, self.chunk))[where]
         with stage(LOSS):
             contrast = self.loss(query, target, batch.content)
@@ -260,8 +270,8 @@ class CIRModule(LightningModule):
     def _evaluation_step(self, batch: PictureBatch | QueryBatch) -> None:
         def encode(some: slice) -> Tensor:
             if isinstance(batch, PictureBatch):
-                return self.encoder.encode_target(self.see(batch.picture[some]))
-            return self.encoder.encode_query(self.see(batch.reference[some]), batch.captions[some])
+                return self.encoder.encode_target(self.see(batch.picture[some], _some(batch.pixels, some)))
+            return self.encoder.encode_query(self.see(batch.reference[some], _some(batch.pixels, some)), batch.captions[some])
 
         table = self.tables[0 if isinstance(batch, PictureBatch) else 1]
         table.update(batch.index, self._within_memory(encode, len(batch.index)))
@@ -341,6 +351,10 @@ class CIRModule(LightningModule):
         """Strict about what is trained; frozen weights come with the backbone."""
         del assign
         return load_trained(self, state_dict, strict=strict)
+
+
+def _some(pixels: Tensor | None, some: Tensor | slice) -> Tensor | None:
+    return None if pixels is None else pixels[some]
 
 
 def _flat(split: Split, scored: Sequence[tuple[EvaluationSet, Mapping[str, float]]]) -> dict[str, float]:

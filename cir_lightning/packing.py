@@ -64,6 +64,23 @@ def layout(lengths: Sequence[int]) -> Layout:
     return Layout(place, empty.scatter(0, place, number).view(rows, width), (empty + 1).scatter(0, place, position).view(rows, width))
 
 
+def alike(lengths: Sequence[int], waste: float = 0.05) -> list[list[int]]:
+    """Groups of sequences of like length, as few as there can be with at most this share of padding in each; for what cannot be packed.
+
+    >>> alike([5, 100, 98, 5, 4], waste=0.1)
+    [[1, 2], [0, 3, 4]]
+    """
+    groups: list[list[int]] = []
+    for which in sorted(range(len(lengths)), key=lambda at: -lengths[at]):
+        if groups:
+            longer = [*groups[-1], which]
+            if sum(lengths[at] for at in longer) >= (1 - waste) * lengths[longer[0]] * len(longer):
+                groups[-1] = longer
+                continue
+        groups.append([which])
+    return groups
+
+
 def padding(mask: Tensor) -> float:
     """Share of padding in a batch.
 

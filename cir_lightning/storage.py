@@ -18,20 +18,31 @@ if TYPE_CHECKING:
 
 
 @contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Write into a folder of the cache.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {error.filename or folder}: {error.strerror}; free or choose another folder with CIR_CACHE=..."
+        ) from error
+
+
+@contextmanager
 def lock(path: Path) -> Iterator[None]:
     """Hold the lock file ``<path>.lock``, so that one process at a time makes what belongs at ``path``.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    try:
+    with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write {error.filename or path.parent}: {error.strerror}; free or choose another folder with CIR_CACHE=..."
-        ) from error
 
 
 def create_folder(path: Path, fill: Callable[[Path], None]) -> Path:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from cir_lightning.stages import CAPTION, stage
 from data_modules.errors import UserError
+from data_modules.stages import CAPTION, stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

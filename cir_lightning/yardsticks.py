@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cir_lightning.module import CIRModule
     from data_modules.records import EvaluationSet
 
+PICTURES = 256  # whose features are in memory at once
 RIDGE = 0.01  # share of the inputs' variance that is added to it; fixed beforehand, not tuned
 
 
@@ -51,7 +52,8 @@ class Yardsticks:
 
     def __init__(self, module: CIRModule) -> None:
         self.module, self.data = module, module.data
-        self.pooled: Tensor = module.encoder.standardise(module.features.to(module.device)).mean(1)
+        parts = (module.features[at : at + PICTURES].to(module.device) for at in range(0, len(module.features), PICTURES))
+        self.pooled: Tensor = torch.cat([module.encoder.standardise(part).mean(1) for part in parts])
         triplets = self.data.triplets
         self.map = None  # a benchmark without training triplets says nothing of how words look
         if triplets:

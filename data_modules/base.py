@@ -14,15 +14,17 @@ from torch.utils.data import DataLoader, Dataset
 from data_modules.collate import PictureCollate, QueryCollate, TripletCollate, content_id
 from data_modules.errors import UserError
 from data_modules.missing import find_missing, leave_out, refuse_missing
+from data_modules.pixels import PixelReader, processors
 from data_modules.samplers import GroupedBatchSampler, ShardedBatchSampler
 from data_modules.validation import validate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from data_modules.collate import PictureBatch, QueryBatch, TripletBatch
     from data_modules.images import Transform
+    from data_modules.pixels import Augment
     from data_modules.records import Benchmark, EvaluationSet, Picture, Triplet
 
 Split = Literal["val", "test", "predict"]
@@ -38,11 +40,13 @@ class CIRDataModule(LightningDataModule, ABC):
     Args:
         batch_size: training triplets per batch of one process.
         eval_batch_size: gallery pictures, or queries, per batch.
-        num_workers: worker processes of each loader; batches hold no pixels, so 0 is fast.
+        num_workers: worker processes of each loader; None for as many as are of use: none, unless batches hold pixels.
         same_group: share of a training batch in runs of triplets of one group (hard negatives), 0 to 1.
         seed: of the training batches' order; what the benchmark consists of does not depend on it.
         max_caption_words: longest allowed caption, words; a longer one is an error, never cut.
         transform: how pictures become squares (:func:`data_modules.images.to_tensor`).
+        augment: what is done to training pictures at every step; other than ``none`` they go through the vision tower every time,
+            and not once (:func:`data_modules.pixels.augmented`).
         missing: what to do about picture files that do not exist or were found unreadable by ``cir data check``: ``stop``, or ``skip``
             them and what needs them, counted in every table.
 
@@ -62,22 +66,25 @@ class CIRDataModule(LightningDataModule, ABC):
         batch_size: int = 64,
         eval_batch_size: int = 128,
         *,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         same_group: float = 0.5,
         seed: int = 0,
         max_caption_words: int = 60,
         transform: Transform = "letterbox",
+        augment: Augment = "none",
         missing: Missing = "stop",
     ) -> None:
         super().__init__()
         limits = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "max_caption_words": max_caption_words}
         for key, value in limits.items():
             require(value >= 1, key, value, "1 or more")
-        require(num_workers >= 0, "num_workers", num_workers, "0 or more")
+        require(num_workers is None or num_workers >= 0, "num_workers", num_workers, "0 or more, or leave it out")
         require(0 <= same_group <= 1, "same_group", same_group, "a share from 0 to 1")
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.same_group, self.seed, self.max_caption_words = same_group, seed, max_caption_words
-        self.transform, self.missing = transform, missing
+        self.transform, self.augment, self.missing = transform, augment, missing
+        self._side: int | None = None
+        self._evaluates_pixels = False
         self._benchmark: Benchmark | None = None
 
     @abstractmethod
@@ -183,13 +190,24 @@ class CIRDataModule(LightningDataModule, ABC):
         """
         refuse_missing((self.pictures[at] for at in positions), self.recipe, self.root)
 
+    def bring_pixels(self, side: int, *, evaluation: bool) -> None:
+        """Let batches of loaders that are made from now on hold pixels.
+
+        Args:
+            side: S, pixels.
+            evaluation: whether also those of evaluation.
+        """
+        self._side, self._evaluates_pixels = side, evaluation
+
     def train_dataloader(self) -> DataLoader[TripletBatch]:
         """Batches of triplets."""
         sampler = self._training_sampler()
         if self.trainer:  # a resumed Lightning goes on counting in the middle of an epoch, but would begin its data anew
             progress = self.trainer.fit_loop.epoch_loop.batch_progress
             sampler.seen = lambda: progress.current.completed
-        return self._loader(len(self.triplets), sampler, TripletCollate(self.triplets, self.picture_index, self.content_ids))
+        pixels = PixelReader(self.pictures, self._side, self.transform, self.augment) if self._side else None
+        collate = TripletCollate(self.triplets, self.picture_index, self.content_ids, pixels)
+        return self._loader(len(self.triplets), sampler, collate)
 
     def _training_sampler(self) -> GroupedBatchSampler:
         rank, world = self._place()
@@ -217,7 +235,8 @@ class CIRDataModule(LightningDataModule, ABC):
             return []
         rank, world = self._place()
         pictures = torch.tensor([self.picture_index[name] for name in names])
-        collates = (len(names), PictureCollate(pictures)), (len(queries), QueryCollate(queries, self.picture_index))
+        reader = PixelReader(self.pictures, self._side, self.transform) if self._side and self._evaluates_pixels else None
+        collates = (len(names), PictureCollate(pictures, reader)), (len(queries), QueryCollate(queries, self.picture_index, reader))
         return [
             self._loader(length, ShardedBatchSampler(length, self.eval_batch_size, rank=rank, world=world), collate)
             for length, collate in collates
@@ -227,14 +246,27 @@ class CIRDataModule(LightningDataModule, ABC):
         """Rank of this process and number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _loader(self, length: int, sampler: GroupedBatchSampler | ShardedBatchSampler, collate: Callable[..., Any]) -> DataLoader[Any]:
+    def _loader(
+        self,
+        length: int,
+        sampler: GroupedBatchSampler | ShardedBatchSampler,
+        collate: TripletCollate | PictureCollate | QueryCollate,
+    ) -> DataLoader[Any]:
+        workers = self.num_workers
+        if workers is None:
+            workers = 0 if collate.pixels is None else self._useful_workers()
         return DataLoader(
             _Items(length),
             batch_sampler=sampler,
             collate_fn=collate,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=collate.pixels is not None and torch.cuda.is_available(),
         )
+
+    def _useful_workers(self) -> int:
+        """One processor less than this process' share, and not more than feed a GPU."""
+        return max(1, min(8, processors() // (self.trainer.num_devices if self.trainer else 1) - 1))
 
 
 class _Items(Dataset[Any]):

@@ -13,6 +13,7 @@ from data_modules.zeroshot import ZeroShotDataModule
 if TYPE_CHECKING:
     from data_modules.base import CIRDataModule, Missing
     from data_modules.images import Transform
+    from data_modules.pixels import Augment
 
 INFO = ("COCO2017_unlabeled/annotations/image_info_unlabeled2017.json", "annotations/image_info_unlabeled2017.json")
 PICTURES = ("COCO2017_unlabeled/unlabeled2017", "unlabeled2017")
@@ -38,6 +39,7 @@ class CIRCO(ZeroShotDataModule):
         seed: see :class:`CIRDataModule`.
         max_caption_words: see :class:`CIRDataModule`.
         transform: see :class:`CIRDataModule`.
+        augment: see :class:`CIRDataModule`.
         missing: see :class:`CIRDataModule`.
 
     Raises:
@@ -55,11 +57,12 @@ class CIRCO(ZeroShotDataModule):
         shared_concept: bool = False,
         batch_size: int = 128,
         eval_batch_size: int = 128,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         same_group: float = 0.5,
         seed: int = 0,
         max_caption_words: int = 60,
         transform: Transform = "pad",
+        augment: Augment = "none",
         missing: Missing = "stop",
     ) -> None:
         super().__init__(
@@ -70,6 +73,7 @@ class CIRCO(ZeroShotDataModule):
             seed=seed,
             max_caption_words=max_caption_words,
             transform=transform,
+            augment=augment,
             missing=missing,
         )
         self.root, self.train, self.shared_concept = Path(root).expanduser(), train, shared_concept

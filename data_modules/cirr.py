@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from data_modules.base import Missing
     from data_modules.images import Transform
+    from data_modules.pixels import Augment
 
 VERSION = "rc2"
 FOLDERS = ("", "cirr/", "cirr_dataset/cirr/")  # of the annotations: CIRR's own; CLIP4Cir's, SPRC's and SEARLE's; their parent
@@ -43,6 +44,7 @@ class CIRR(CIRDataModule):
         seed: see :class:`CIRDataModule`.
         max_caption_words: see :class:`CIRDataModule`.
         transform: see :class:`CIRDataModule`.
+        augment: see :class:`CIRDataModule`.
         missing: see :class:`CIRDataModule`.
 
     Raises:
@@ -57,11 +59,12 @@ class CIRR(CIRDataModule):
         batch_size: int = 128,
         *,
         eval_batch_size: int = 128,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         same_group: float = 0.5,
         seed: int = 0,
         max_caption_words: int = 60,
         transform: Transform = "pad",
+        augment: Augment = "none",
         missing: Missing = "stop",
     ) -> None:
         super().__init__(
@@ -72,6 +75,7 @@ class CIRR(CIRDataModule):
             seed=seed,
             max_caption_words=max_caption_words,
             transform=transform,
+            augment=augment,
             missing=missing,
         )
         self.root = Path(root).expanduser()

@@ -15,6 +15,7 @@ from data_modules.folders import cache_root
 if TYPE_CHECKING:
     from data_modules.base import Missing
     from data_modules.images import Transform
+    from data_modules.pixels import Augment
     from data_modules.records import Benchmark
 
 MIN_IMAGE_SIZE = 32  # pixels
@@ -43,6 +44,7 @@ class EmojiCIR(CIRDataModule):
         seed: see :class:`CIRDataModule`.
         max_caption_words: see :class:`CIRDataModule`.
         transform: see :class:`CIRDataModule`.
+        augment: see :class:`CIRDataModule`.
         missing: see :class:`CIRDataModule`.
 
     Raises:
@@ -63,11 +65,12 @@ class EmojiCIR(CIRDataModule):
         split_seed: int = 0,
         batch_size: int = 64,
         eval_batch_size: int = 128,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         same_group: float = 0.5,
         seed: int = 0,
         max_caption_words: int = 60,
         transform: Transform = "letterbox",
+        augment: Augment = "none",
         missing: Missing = "stop",
     ) -> None:
         super().__init__(
@@ -78,6 +81,7 @@ class EmojiCIR(CIRDataModule):
             seed=seed,
             max_caption_words=max_caption_words,
             transform=transform,
+            augment=augment,
             missing=missing,
         )
         require(image_size >= MIN_IMAGE_SIZE, "image_size", image_size, f"{MIN_IMAGE_SIZE} pixels or more")

@@ -14,6 +14,7 @@ from data_modules.validation import is_text
 if TYPE_CHECKING:
     from data_modules.base import Missing
     from data_modules.images import Transform
+    from data_modules.pixels import Augment
 
 Category = Literal["dress", "shirt", "toptee"]
 CATEGORIES: tuple[Category, ...] = ("dress", "shirt", "toptee")
@@ -121,6 +122,7 @@ class FashionIQ(CIRDataModule):
         seed: see :class:`CIRDataModule`.
         max_caption_words: see :class:`CIRDataModule`.
         transform: see :class:`CIRDataModule`.
+        augment: see :class:`CIRDataModule`.
         missing: see :class:`CIRDataModule`.
 
     Raises:
@@ -137,11 +139,12 @@ class FashionIQ(CIRDataModule):
         *,
         batch_size: int = 128,
         eval_batch_size: int = 128,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         same_group: float = 0.5,
         seed: int = 0,
         max_caption_words: int = 60,
         transform: Transform = "pad",
+        augment: Augment = "none",
         missing: Missing = "stop",
     ) -> None:
         super().__init__(
@@ -152,6 +155,7 @@ class FashionIQ(CIRDataModule):
             seed=seed,
             max_caption_words=max_caption_words,
             transform=transform,
+            augment=augment,
             missing=missing,
         )
         known = bool(categories) and set(categories) <= set(CATEGORIES)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from data_modules.base import CIRDataModule, Missing
     from data_modules.images import Transform
+    from data_modules.pixels import Augment
 
 Task = Literal["focus_attribute", "change_attribute", "focus_object", "change_object"]
 TASKS: tuple[Task, ...] = ("focus_attribute", "change_attribute", "focus_object", "change_object")
@@ -43,6 +44,7 @@ class GeneCIS(ZeroShotDataModule):
         seed: see :class:`CIRDataModule`.
         max_caption_words: see :class:`CIRDataModule`.
         transform: see :class:`CIRDataModule`; ``plain`` is the authors'.
+        augment: see :class:`CIRDataModule`.
         missing: see :class:`CIRDataModule`.
 
     Raises:
@@ -59,11 +61,12 @@ class GeneCIS(ZeroShotDataModule):
         tasks: tuple[Task, ...] = TASKS,
         batch_size: int = 128,
         eval_batch_size: int = 128,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         same_group: float = 0.5,
         seed: int = 0,
         max_caption_words: int = 60,
         transform: Transform = "plain",
+        augment: Augment = "none",
         missing: Missing = "stop",
     ) -> None:
         super().__init__(
@@ -74,6 +77,7 @@ class GeneCIS(ZeroShotDataModule):
             seed=seed,
             max_caption_words=max_caption_words,
             transform=transform,
+            augment=augment,
             missing=missing,
         )
         require(len(tasks) == len(set(tasks)) > 0, "tasks", tasks, f"some of {', '.join(TASKS)}, each once")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from data_modules.base import Missing
     from data_modules.images import Transform
+    from data_modules.pixels import Augment
 
 CAPTIONS, TRAIN, EVAL = "relative_captions_shoes.json", "train_im_names.txt", "eval_im_names.txt"
 
@@ -52,6 +53,7 @@ class Shoes(CIRDataModule):
         seed: see :class:`CIRDataModule`.
         max_caption_words: see :class:`CIRDataModule`.
         transform: see :class:`CIRDataModule`.
+        augment: see :class:`CIRDataModule`.
         missing: see :class:`CIRDataModule`.
 
     Raises:
@@ -66,11 +68,12 @@ class Shoes(CIRDataModule):
         *,
         batch_size: int = 128,
         eval_batch_size: int = 128,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         same_group: float = 0.5,
         seed: int = 0,
         max_caption_words: int = 60,
         transform: Transform = "pad",
+        augment: Augment = "none",
         missing: Missing = "stop",
     ) -> None:
         super().__init__(
@@ -81,6 +84,7 @@ class Shoes(CIRDataModule):
             seed=seed,
             max_caption_words=max_caption_words,
             transform=transform,
+            augment=augment,
             missing=missing,
         )
         self.root = Path(root).expanduser()

@@ -18,6 +18,7 @@ from data_modules.triplet_rows import read_rows, unused_columns
 if TYPE_CHECKING:
     from data_modules.base import Missing
     from data_modules.images import Transform
+    from data_modules.pixels import Augment
     from data_modules.triplet_rows import Row
 
 AVERAGE = "avg"
@@ -51,6 +52,7 @@ class Triplets(CIRDataModule):
         seed: see :class:`CIRDataModule`.
         max_caption_words: see :class:`CIRDataModule`.
         transform: see :class:`CIRDataModule`.
+        augment: see :class:`CIRDataModule`.
         missing: see :class:`CIRDataModule`.
 
     Raises:
@@ -67,11 +69,12 @@ class Triplets(CIRDataModule):
         val_share: float = 0.1,
         batch_size: int = 64,
         eval_batch_size: int = 128,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         same_group: float = 0.5,
         seed: int = 0,
         max_caption_words: int = 60,
         transform: Transform = "letterbox",
+        augment: Augment = "none",
         missing: Missing = "stop",
     ) -> None:
         super().__init__(
@@ -82,6 +85,7 @@ class Triplets(CIRDataModule):
             seed=seed,
             max_caption_words=max_caption_words,
             transform=transform,
+            augment=augment,
             missing=missing,
         )
         require(0 <= val_share < 1, "val_share", val_share, "a share from 0 to below 1")

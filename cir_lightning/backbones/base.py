@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Literal
 
+import torch
 from torch import Tensor, nn
 
 from cir_lightning.packing import WORTH, hidden_states, padding
@@ -16,18 +17,12 @@ from data_modules.errors import UserError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from cir_lightning.backbones.checkpoints import Checkpoint
 
 
 LARGEST = 65504.0  # of float16
-
-
-def to_half(features: Tensor) -> Tensor:
-    """Features in float16; what is larger than its largest number becomes that, as an infinity would make everything NaN."""
-    return features.clamp(-LARGEST, LARGEST).half()
 
 
 def layers_of(llm: nn.Module) -> list[nn.Module]:
@@ -44,6 +39,7 @@ class VisionTower(nn.Module, ABC):
         image_size: side S of the square input, pixels.
         patches: number of patches N.
         width: patch feature width Dv.
+        dtype: of the features: float16, or bfloat16, which has the same size, larger numbers and an eighth of the precision.
         key: everything that the features depend on besides the picture: model, revision, transform, output. A cache entry
             with another key is never used.
     """
@@ -52,12 +48,17 @@ class VisionTower(nn.Module, ABC):
     patches: int
     width: int
     key: str
+    dtype: torch.dtype = torch.float16
     trained: bool = False
 
     def look(self, pixels: Tensor) -> Tensor:
         """As :meth:`forward`; of a trained tower with its adapters, with gradients and not rounded."""
         out: Tensor = self(pixels)
         return out
+
+    def rounded(self, features: Tensor) -> Tensor:
+        """Features in :attr:`dtype`; what is larger than float16's largest number becomes that, as an infinity would make all NaN."""
+        return features.clamp(-LARGEST, LARGEST).half() if self.dtype == torch.float16 else features.to(self.dtype)
 
     @property
     def device(self) -> torch.device:
@@ -72,7 +73,7 @@ class VisionTower(nn.Module, ABC):
             pixels: (B, 3, S, S) uint8 RGB.
 
         Returns:
-            (B, N, Dv) float16; rounded here so that cached and fresh features are the same numbers.
+            (B, N, Dv) :meth:`rounded` here, so that cached and fresh features are the same numbers.
         """
 
 

@@ -19,8 +19,8 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 from cir_lightning.backbones.checkpoints import Checkpoint
 from cir_lightning.backbones.mini import EfficientNetLite0, package_folder
 from cir_lightning.encoder import Encoder, Sight, Standardiser
-from cir_lightning.stages import CAPTION, CONNECTOR, LLM, POOLING, stage
 from data_modules.errors import UserError
+from data_modules.stages import CAPTION, CONNECTOR, LLM, POOLING, stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from cir_lightning.backbones.base import Backbone, VisionTower, to_half
+from cir_lightning.backbones.base import Backbone, VisionTower
 from cir_lightning.backbones.checkpoints import Checkpoint, Quantisation
 from cir_lightning.backbones.lora import adapt
 from cir_lightning.backbones.mini import quiet_transformers
@@ -65,7 +65,7 @@ class PatchTower(VisionTower):
     def forward(self, pixels: Tensor) -> Tensor:
         """See :class:`~cir_lightning.backbones.base.VisionTower`."""
         hidden: Tensor = self._run(pixels).last_hidden_state
-        return to_half(hidden[:, -self.patches :])
+        return self.rounded(hidden[:, -self.patches :])
 
     @torch.no_grad()
     def _run(self, pixels: Tensor) -> Any:

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
-from cir_lightning.backbones.base import Backbone, VisionTower, to_half
+from cir_lightning.backbones.base import Backbone, VisionTower
 from cir_lightning.backbones.checkpoints import Checkpoint, Quantisation
 from cir_lightning.backbones.lora import adapt, without_adapters
 from cir_lightning.backbones.mini import quiet_transformers
 from cir_lightning.backbones.skeleton import on_meta, vision_shape
+from cir_lightning.packing import alike
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
@@ -143,7 +145,7 @@ class Vision(VisionTower):
     def forward(self, pixels: Tensor) -> Tensor:
         """See :class:`~cir_lightning.backbones.base.VisionTower`; without adapters, so that what is cached never changes."""
         with without_adapters(self.eyes):
-            return to_half(self.run(pixels))
+            return self.rounded(self.run(pixels))
 
     def look(self, pixels: Tensor) -> Tensor:
         """See :class:`~cir_lightning.backbones.base.VisionTower`."""
@@ -277,9 +279,19 @@ class HFLVLM(Backbone):
 
     def read(self, embeds: Tensor, mask: Tensor, seen: Tensor, vision: Tensor | None) -> Tensor:
         """See :class:`~cir_lightning.backbones.base.Backbone`."""
-        base: Any = self.base
         if self.family.whole or (vision is None and self.family.causal):
             return super().read(embeds, mask, seen, vision)
+        parts, groups = [], [torch.tensor(group, device=mask.device) for group in alike(mask.sum(1).tolist())]
+        for group in groups:
+            length = int(mask[group].sum(1).max())
+            given = None if vision is None else vision[group]
+            hidden = self._read_padded(embeds[group, :length], mask[group, :length], seen[group, :length], given)
+            parts.append(F.pad(hidden, (0, 0, 0, mask.shape[1] - length)))
+        return torch.cat(parts)[torch.cat(groups).argsort()]
+
+    def _read_padded(self, embeds: Tensor, mask: Tensor, seen: Tensor, vision: Tensor | None) -> Tensor:
+        """By the family's own forward, which finds its own places and masks for visual tokens."""
+        base: Any = self.base
         ids = torch.where(seen, self._image_token, 0)
         here = self.llm.get_input_embeddings()(torch.full((), self._image_token, device=embeds.device))
         options: dict[str, Any] = {}

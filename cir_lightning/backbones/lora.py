@@ -13,8 +13,6 @@ from data_modules.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from peft import LoraConfig
-
 
 @dataclass
 class LoRA:
@@ -36,8 +34,8 @@ class LoRA:
     dora: bool = False
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-    def config(self) -> LoraConfig:
-        """As peft has it."""
+    def config(self) -> Any:
+        """As peft has it, a ``LoraConfig``; jsonargparse would import what is named in this signature, which takes two seconds."""
         from peft import LoraConfig
 
         return LoraConfig(

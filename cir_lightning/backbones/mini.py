@@ -122,7 +122,7 @@ class EfficientNetLite0(VisionTower):
             x = block(x)
             if at in self.STAGE_ENDS:
                 maps.append(F.adaptive_avg_pool2d(x, self.grid))
-        return torch.cat(maps, dim=1).flatten(2).transpose(1, 2).half()
+        return self.rounded(torch.cat(maps, dim=1).flatten(2).transpose(1, 2))
 
 
 def quiet_transformers() -> None:

@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
-from cir_lightning.backbones.base import Backbone, VisionTower, to_half
+from cir_lightning.backbones.base import Backbone, VisionTower
 from cir_lightning.backbones.checkpoints import Checkpoint, Quantisation
 from cir_lightning.backbones.lora import adapt
 from cir_lightning.backbones.mini import quiet_transformers
@@ -266,7 +266,7 @@ class QwenTower(VisionTower):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """See :class:`~cir_lightning.backbones.base.VisionTower`."""
-        return to_half(self.features(pixels))
+        return self.rounded(self.features(pixels))
 
 
 class QwenVision(VisionTower):
@@ -280,7 +280,7 @@ class QwenVision(VisionTower):
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
         """See :class:`~cir_lightning.backbones.base.VisionTower`."""
-        return to_half(self.resampler(self.tower.features(pixels)))
+        return self.rounded(self.resampler(self.tower.features(pixels)))
 
 
 class QwenVLChat(Backbone):

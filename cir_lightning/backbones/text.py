@@ -210,7 +210,7 @@ class PatchTower(VisionTower):
         images = [picture.permute(1, 2, 0).cpu().numpy() for picture in pixels]
         like = next(self.parameters())
         given = self.processor(images=images, return_tensors="pt")["pixel_values"].to(like.device, like.dtype)
-        return self.kind.patches(self.model, given).half()
+        return self.rounded(self.kind.patches(self.model, given))
 
 
 class HFTextEncoder(TextEncoder):

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
-from cir_lightning.api import BATCH
 from cir_lightning.bench.machine import matrix_peak
 from cir_lightning.bench.results import COLD_LATENCY, GALLERY, LATENCY, PICTURES, QUERIES, TRAINING, Work
 from cir_lightning.bench.rounds import Rounds, stepping
 from cir_lightning.bench.training import Again, AtStart, Driver, make_trainer, quiet
-from cir_lightning.stages import RANKING, TOWER, stage
+from cir_lightning.cache import BATCH, GPU_BATCH
+from data_modules.collate import distinct
 from data_modules.errors import UserError
+from data_modules.pixels import PixelReader
+from data_modules.stages import RANKING, TOWER, stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -113,7 +115,8 @@ class Bencher:
             loader = self.data.train_dataloader()
             draws = next(iter(loader.batch_sampler))  # type: ignore[arg-type]
             first = loader.collate_fn(draws)
-            work.pictures = len(torch.cat([first.reference, first.target]).unique())  # type: ignore[no-untyped-call]
+            work.pictures = len(distinct(first.reference, first.target)[0])
+            work.notes += _read_within(loader)
             rounds = self._rounds(work, traced=traced)
             self.data.train_dataloader = lambda: Again(lambda: loader.collate_fn(draws), len(rounds))  # type: ignore[assignment, method-assign, return-value]
             try:
@@ -159,13 +162,19 @@ class Bencher:
             pictures = torch.tensor(self.data.train_pictures()[:batch])
             work.pictures = _enough(len(pictures), batch, "pictures")
             encoder = self.module.encoder
+            size = BATCH if self.device.type == "cpu" else GPU_BATCH
             towers = [encoder.tower, *([] if encoder.vision is None else [encoder.vision])]
             for _ in self._rounds(work):
-                for part in pictures.split(BATCH):  # type: ignore[no-untyped-call]
-                    pixels = self.module._pixels(part).to(self.device)
+                for part in pictures.split(size):  # type: ignore[no-untyped-call]
+                    pixels = self._pixels(part)
                     with stage(TOWER):
                         for tower in towers:
                             tower(pixels).cpu()
+
+    def _pixels(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Pictures (n,) long as (n, 3, S, S) uint8."""
+        read = PixelReader(self.data.pictures, self.module.encoder.tower.image_size, self.data.transform)
+        return read(pictures).to(self.device)
 
     def _encode(self, kind: str, number: int, batch: int, *, traced: bool) -> None:
         """Evaluation's batch in the middle: queries come in the order of their captions' lengths."""
@@ -175,14 +184,15 @@ class Bencher:
             several: list[Any] = list(loader.batch_sampler)  # type: ignore[arg-type]
             members = several[(len(several) - 1) // 2]
             _enough(len(members), batch, "gallery pictures" if kind == GALLERY else "queries")
-            given = loader.collate_fn(members)
-            given = given._replace(index=given.index.to(self.device))
             work.pictures = batch
+            work.notes += _read_within(loader)
             memory = self.module._within_memory
             memory.size = None
             for _ in self._rounds(work, traced=traced):
                 self.module.encoder.forget()
-                self.module._evaluation_step(given)
+                given = loader.collate_fn(members)
+                pixels = None if given.pixels is None else given.pixels.to(self.device)
+                self.module._evaluation_step(given._replace(index=given.index.to(self.device), pixels=pixels))
                 self.module.tables[number].reset()
             if memory.size is not None and memory.size < batch:
                 work.notes.append(f"memory does not hold {batch} at once: it was encoded in pieces of {memory.size}")
@@ -209,8 +219,8 @@ class Bencher:
         gallery = self._vectors(evaluation_sizes(self.data)["gallery"])
 
         def cold(at: int, caption: str) -> torch.Tensor:
-            pixels = self.module._pixels(torch.tensor([at])).to(self.device)
-            return self.module.encoder.encode_query(self.module.encoder.look(pixels), [caption])
+            sight = self.module.encoder.look(self._pixels(torch.tensor([at])))
+            return self.module.encoder.encode_query(sight, [caption])
 
         def warm(at: int, caption: str) -> torch.Tensor:
             return self.module.encoder.encode_query(self.module.see(torch.tensor([at])), [caption])
@@ -229,6 +239,12 @@ class Bencher:
 def evaluation_sizes(data: CIRDataModule) -> dict[str, int]:
     """Distinct queries and gallery pictures of the split that is ranked."""
     return {"queries": len(data.distinct_queries(SPLIT)), "gallery": len(data.gallery_pictures(SPLIT))}
+
+
+def _read_within(loader: Any) -> list[str]:
+    """A note where batches hold pixels."""
+    said = f"pictures are read within the step; a run reads them ahead, in {loader.num_workers} processes of the loader"
+    return [said] if loader.collate_fn.pixels is not None else []
 
 
 def _enough(found: int, batch: int, what: str) -> int:

@@ -17,7 +17,7 @@ from torch.profiler import record_function
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from cir_lightning.chunks import give_memory_back
-from cir_lightning.stages import BACKWARD, observed
+from data_modules.stages import BACKWARD, observed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,13 +54,13 @@ class Ledger:
         self._stack: list[str] = []
 
     def enter(self, name: str) -> None:
-        """See :class:`cir_lightning.stages.Observer`."""
+        """See :class:`data_modules.stages.Observer`."""
         if BACKWARD not in self._stack:
             self._book()
         self._stack.append(name)
 
     def leave(self) -> None:
-        """See :class:`cir_lightning.stages.Observer`."""
+        """See :class:`data_modules.stages.Observer`."""
         if BACKWARD not in self._stack[:-1]:
             self._book()
         self._stack.pop()
@@ -87,12 +87,12 @@ class Ranges:
         self._open: list[record_function] = []
 
     def enter(self, name: str) -> None:
-        """See :class:`cir_lightning.stages.Observer`."""
+        """See :class:`data_modules.stages.Observer`."""
         self._open.append(record_function(name))
         self._open[-1].__enter__()  # type: ignore[no-untyped-call]
 
     def leave(self) -> None:
-        """See :class:`cir_lightning.stages.Observer`."""
+        """See :class:`data_modules.stages.Observer`."""
         self._open.pop().__exit__(None, None, None)
 
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cir_lightning.bench.results import GALLERY, ITEM, OTHER, QUERIES, TRAINING
 from cir_lightning.bench.tables import cold_rows
-from cir_lightning.stages import (
+from data_modules.stages import (
     BACKWARD,
     CAPTION,
     CONNECTOR,

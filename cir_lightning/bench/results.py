@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from cir_lightning.stages import (
+from data_modules.errors import UserError
+from data_modules.folders import replace_file
+from data_modules.stages import (
     BACKWARD,
     CAPTION,
     CONNECTOR,
@@ -23,8 +25,6 @@ from cir_lightning.stages import (
     TOWER,
     TRANSFORM,
 )
-from data_modules.errors import UserError
-from data_modules.folders import replace_file
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch.profiler import ProfilerActivity, profile
 
 from cir_lightning.bench.meters import Clock, Counter, Ledger, Peak, Ranges
-from cir_lightning.stages import observed
+from data_modules.stages import observed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

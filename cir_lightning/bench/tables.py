@@ -6,7 +6,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cir_lightning.bench.results import COLD, COLD_LATENCY, GALLERY, ITEM, LATENCY, OTHER, PICTURES, QUERIES, ROWS, TRAINING
-from cir_lightning.stages import RANKING
+from data_modules.stages import RANKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, Trainer
 
-from cir_lightning.stages import BACKWARD, OPTIMIZER, stage
+from data_modules.stages import BACKWARD, OPTIMIZER, stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,7 +14,8 @@ from cir_lightning.backbones import base
 from cir_lightning.compiling import compile_parts
 from cir_lightning.lightning_cli import Parsed, run
 from cir_lightning.retrieval.ranking import rank_all
-from data_modules.collate import PictureBatch
+from data_modules.collate import PictureBatch, distinct
+from data_modules.pixels import PixelReader
 
 ROUNDS = 5
 
@@ -54,7 +55,8 @@ def step(mini, batch):
 
 def plain_sight(module, pictures):
     encoder = module.encoder
-    return encoder.see(torch.cat([encoder.tower(module._pixels(part)) for part in pictures.split(8)]))
+    read = PixelReader(module.data.pictures, encoder.tower.image_size, module.data.transform)
+    return encoder.see(torch.cat([encoder.tower(read(part)) for part in pictures.split(8)]))
 
 
 def plain_step(mini, batch):
@@ -86,6 +88,30 @@ def test_training_step(way, mini, benchmark, monkeypatch):
         for batch in mini.batches[:2] if compiled else ():  # two lengths are compiled
             step(mini, batch)
         benchmark.pedantic(lambda: run_step(mini, next(batches)), rounds=ROUNDS, warmup_rounds=1)
+
+
+def test_vision_of_a_warm_step(mini, benchmark):
+    """What is left of the vision tower once every picture went through it: its features of a batch are read."""
+    pictures = distinct(mini.batches[0].reference, mini.batches[0].target)[0]
+    benchmark.pedantic(lambda: mini.module.features_of(pictures), rounds=ROUNDS, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("way", ["gallery", "bare-llm"])
+def test_gallery(way, mini, benchmark):
+    """Encoding all gallery pictures, and nothing but the LLM on as many tokens."""
+    module, encoder = mini.module.eval(), mini.module.encoder
+    batches = list(mini.data.test_dataloader()[0])
+    seen, llm = [], encoder.backbone.llm
+    hook = llm.register_forward_pre_hook(lambda _, __, given: seen.append(given["inputs_embeds"].clone()), with_kwargs=True)
+    with torch.inference_mode():
+        for batch in batches:
+            encoder.encode_target(module.see(batch.picture))
+        hook.remove()
+        if way == "gallery":
+            work = lambda: [encoder.encode_target(module.see(batch.picture)) for batch in batches]  # noqa: E731
+        else:
+            work = lambda: [llm(inputs_embeds=embeds, use_cache=False) for embeds in seen]  # noqa: E731
+        benchmark.pedantic(work, rounds=ROUNDS, warmup_rounds=1)
 
 
 def evaluated(mini):

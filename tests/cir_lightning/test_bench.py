@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from fakes.config import CONFIG
+from fakes.runs import write_recipe
 from fakes.tiny import TinyCIR, tiny_tokenizer
 from PIL import Image
 from test_front_door import refused
@@ -19,17 +19,14 @@ from cir_lightning.bench.machine import SIDE
 from cir_lightning.bench.results import read
 from cir_lightning.cli import main
 from cir_lightning.module import CIRModule
-from cir_lightning.stages import BACKWARD, LLM, stage
+from data_modules.stages import BACKWARD, LLM, stage
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with ``tiny.yaml`` and overlays; commands run in it."""
     folder = tmp_path_factory.mktemp("bench")
-    config = json.loads(json.dumps(CONFIG))
-    config["trainer"]["default_root_dir"] = str(folder / "run")
-    config["data"]["init_args"]["root"] = str(folder)
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    write_recipe(folder)
     soft = {"class_path": "cir_lightning.prompt_pool.NoPrompt"}
     write_overlay(
         folder / "no-prompt.yaml", soft_prompt=soft, query_template="{image} Edit: {caption}:", target_template="{image} Picture:"
@@ -181,6 +178,21 @@ def test_the_trainers_flags_are_what_is_measured(folder, bench):
     assert chunked.flops[BACKWARD] > whole.flops[BACKWARD]
     for kind in ("gallery", "queries"):  # where autocast would not be seen by torch's counter
         assert arm.find(kind, 8).flops == pytest.approx(bench.arms[0].find(kind, 8).flops)
+
+
+def test_pictures_that_are_looked_at_anew_are_in_the_step(folder, monkeypatch):
+    setup = CIRModule.setup
+
+    def augmenting(module, stage):
+        module.data.augment = "crop"
+        setup(module, stage)
+
+    monkeypatch.setattr(CIRModule, "setup", augmenting)
+    arm = measured("augmented", "--batch", "4")
+    training = arm.find("training", 4)
+    assert {"read and decode", "transform", "vision tower"} < set(training.stages)
+    assert training.notes[0].startswith("pictures are read within the step; a run reads them ahead, in ")
+    assert "vision tower" not in arm.find("gallery", 4).stages
 
 
 def test_an_encoder_without_an_llm(folder):

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from cir_lightning.bench.meters import Clock, Counter, Ledger, Peak
 from cir_lightning.bench.results import Work
 from cir_lightning.bench.rounds import WARM_UP, Rounds, stepping
-from cir_lightning.stages import BACKWARD, LLM, stage
+from data_modules.stages import BACKWARD, LLM, stage
 
 CPU = torch.device("cpu")
 

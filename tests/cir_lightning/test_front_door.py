@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 import yaml
-from fakes.config import CONFIG
+from fakes.runs import write_recipe
 from fakes.tiny import TinyCIR
 
 from cir_lightning import __version__
@@ -30,6 +30,10 @@ def _elsewhere(tmp_path, monkeypatch):
 
 LIGHT = [
     ("--help", "usage: cir COMMAND"),
+    ("cache --help", "usage: cir cache build"),
+    ("cache info", "MB of patch features"),
+    ("data --help", "usage: cir data"),
+    ("convert --help", "usage: cir convert"),
     ("--version", f"cir-lightning {__version__}"),
     ("estimate --help", "usage: cir estimate"),
     ("bench --help", "usage: cir bench"),
@@ -45,6 +49,15 @@ def test_help_and_version_are_light(option, shown):
     assert run.returncode == 0
     assert shown in "\n".join(text)
     assert not {"torch", "lightning", "transformers", "jsonargparse", "numpy"} & set(modules.split())
+
+
+def test_a_config_is_read_without_what_only_training_needs():
+    code = "import sys; from cir_lightning.cli import main; main(sys.argv[1:]); print(*sys.modules)"
+    arguments = [sys.executable, "-c", code, "fit", "--config", "emoji.yaml", "--print_config"]
+    run = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    modules = {name.partition(".")[0] for name in run.stdout.splitlines()[-1].split()}
+    assert "lightning" in modules
+    assert not {"peft", "bitsandbytes", "tensorboard", "accelerate", "sklearn", "scipy"} & modules
 
 
 def test_help_names_commands_and_recipes(capsys):
@@ -195,10 +208,7 @@ def test_checkpoints_that_are_none(tmp_path, capsys):
 def fitted(tmp_path_factory):
     """A folder with ``tiny.yaml`` and the finished run ``run``; commands run in it."""
     folder = tmp_path_factory.mktemp("front door")
-    config = json.loads(json.dumps(CONFIG))
-    config["trainer"]["default_root_dir"] = str(folder / "run")
-    config["data"]["init_args"]["root"] = str(folder)
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    write_recipe(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CIR_CACHE", str(folder / "cache"))
         assert main(["fit", "--config", str(folder / "tiny.yaml")]) == 0

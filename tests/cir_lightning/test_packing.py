@@ -11,7 +11,7 @@ from fakes.tiny import TinyLVLM
 
 import cir_lightning.packing
 from cir_lightning.backbones.lora import LoRA
-from cir_lightning.packing import can_pack, hidden_states, layout, padding
+from cir_lightning.packing import alike, can_pack, hidden_states, layout, padding
 
 SMALL = {
     "vocab_size": 200,
@@ -59,6 +59,19 @@ def test_little_is_wasted(count):
     number = layout(lengths).number
     assert 1 - sum(lengths) / number.numel() < 0.02
     assert 1 - sum(lengths) / (count * max(lengths)) > 0.25
+
+
+@pytest.mark.parametrize("waste", [0.02, 0.05, 0.3])
+def test_groups_of_like_length_waste_little(waste):
+    draw = random.Random(4)
+    lengths = [264 + min(60, 5 + int(draw.gammavariate(4, 3))) for _ in range(64)]
+    groups = alike(lengths, waste)
+    assert sorted(which for group in groups for which in group) == list(range(64))
+    for group in groups:
+        longest = max(lengths[which] for which in group)
+        assert 1 - sum(lengths[which] for which in group) / (longest * len(group)) <= waste
+    spread = 1 - min(lengths) / max(lengths)
+    assert len(groups) <= 1 + spread / waste
 
 
 def test_padding_is_a_share():
@@ -138,4 +151,4 @@ def test_the_encoder_packs_queries_of_different_lengths_and_not_targets():
 
 def test_the_examples_in_the_docstrings_run():
     result = doctest.testmod(cir_lightning.packing, extraglobs={"torch": torch})
-    assert (result.attempted, result.failed) == (2, 0)
+    assert (result.attempted, result.failed) == (3, 0)

@@ -52,7 +52,7 @@ def test_methods_and_shapes(tested):
 
 
 def test_reference_image_only_is_the_cosine_of_mean_features(tested):
-    raw = tested.features.numpy().astype(np.float64)
+    raw = tested.features[:].numpy().astype(np.float64)
     train = raw[tested.data.train_pictures()].reshape(-1, raw.shape[-1])
     features = ((raw - train.mean(0)) / (train.std(0, ddof=1) + 1e-5)).mean(1)
     features /= np.linalg.norm(features, axis=1, keepdims=True)

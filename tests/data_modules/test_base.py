@@ -99,7 +99,7 @@ def test_triplet_batch_holds_positions_captions_and_content():
     for batch in data.train_dataloader():
         assert isinstance(batch, TripletBatch)
         assert batch.reference.dtype == batch.target.dtype == batch.content.dtype == torch.int64
-        for reference, caption, target, content in zip(*batch, strict=True):
+        for reference, caption, target, content in zip(*batch[:4], strict=True):
             triplet = data.triplets[int(caption.split()[1])]
             assert data.pictures[reference].name == triplet.reference
             assert data.pictures[target].name == triplet.target

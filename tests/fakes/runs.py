@@ -1,7 +1,8 @@
-"""Run folders without a run: a checkpoint with random adapters and modules over a base model."""
+"""Recipes and run folders without a run: a checkpoint with random adapters and modules over a base model."""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +10,7 @@ import yaml
 
 from cir_lightning.api import make_encoder
 from cir_lightning.checkpoint import CONFIG_KEY, trained_state
+from fakes.tiny import TinyCIR, TinyLVLM
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,6 +21,48 @@ if TYPE_CHECKING:
 
 CAPTION = "but red as a circle"
 RESAMPLER = {"class_path": "cir_lightning.connector.Resampler", "init_args": {"queries": 4, "width": 32, "depth": 1, "heads": 4}}
+
+
+TINY = {
+    "trainer": {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_steps": 2,
+        "val_check_interval": 2,
+        "check_val_every_n_epoch": None,
+        "num_sanity_val_steps": 0,
+        "callbacks": [{"class_path": "cir_lightning.alignment.TitleAlignment", "init_args": {"steps": 2, "batch_size": 8}}],
+    },
+    "model": {
+        "monitor": "val/tiny/avg/R@1",
+        "encoder": {
+            "class_path": "cir_lightning.encoder.IntentEncoder",
+            "init_args": {
+                "backbone": {"class_path": f"fakes.tiny.{TinyLVLM.__name__}", "init_args": {"lora": {"rank": 2}}},
+                "connector": {
+                    "class_path": "cir_lightning.connector.Resampler",
+                    "init_args": {"queries": 2, "width": 32, "depth": 1, "heads": 4},
+                },
+                "soft_prompt": {
+                    "class_path": "cir_lightning.prompt_pool.PromptPool",
+                    "init_args": {"size": 4, "tokens": 1, "chosen": 2},
+                },
+                "width": 16,
+            },
+        },
+        "loss": {"temperature": 0.1},
+    },
+    "data": {"class_path": f"fakes.tiny.{TinyCIR.__name__}", "init_args": {}},
+}
+
+
+def write_recipe(folder: Path) -> Path:
+    """Write ``tiny.yaml``, which trains the tiny model for two steps in ``run`` beside it."""
+    config = json.loads(json.dumps(TINY))
+    config["trainer"]["default_root_dir"] = str(folder / "run")
+    config["data"]["init_args"]["root"] = str(folder)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    return folder / "tiny.yaml"
 
 
 def write_run(folder: Path, backbone: str, options: dict[str, Any], **encoder: Any) -> Path:

@@ -60,11 +60,11 @@ class TinyTower(VisionTower):
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, 32, 32) uint8 -> (B, 4, 24) float16."""
+        """(B, 3, 32, 32) uint8 -> (B, 4, 24)."""
         self.seen += len(pixels)
         pooled = F.adaptive_avg_pool2d(pixels.float() / 127.5 - 1, 4)
         quadrants = F.pixel_unshuffle(pooled, 2).flatten(2).transpose(1, 2)
-        return (quadrants @ self.weight).half()
+        return self.rounded(quadrants @ self.weight)
 
 
 class TinyLVLM(Backbone):

@@ -161,10 +161,6 @@ def test_keys_tell_side_dtype_and_kind_apart(one_folder):
     assert len({tower.key for lvlm in towers for tower in (lvlm.tower, lvlm.vision)}) == 6
 
 
-def test_what_float16_cannot_hold_does_not_become_infinite():
-    assert qwen_vl.to_half(torch.tensor([1e6, -1e6, 1.0])).tolist() == [65504, -65504, 1]
-
-
 @pytest.mark.parametrize(
     ("options", "build", "message"),
     [

@@ -8,7 +8,7 @@ import pytest
 import torch
 from fakes.build import built_encoder, random_features
 
-from cir_lightning.stages import observed, stage
+from data_modules.stages import observed, stage
 
 
 class Listener:
@@ -72,6 +72,6 @@ def test_embeddings_and_gradients_do_not_depend_on_an_observer():
 
 
 def test_it_is_light():
-    code = "import sys, cir_lightning.stages; print(*sys.modules)"
+    code = "import sys, data_modules.stages; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "torch" not in modules
