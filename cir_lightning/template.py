@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from data_modules.errors import UserError
+from data_modules.stages import CAPTION, stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -148,7 +149,8 @@ class TaskPrompt:
         hole = self.parts.index(("caption", [])) if self.template.has_caption else len(parts)
         before, after = [*self.first, *chain(*parts[:hole])], [*chain(*parts[hole:]), *self.last]
         texts = [self.template.space + caption for caption in captions or ()]
-        words = tokens(self.tokenizer, texts, "\n") if texts else [[]] * len(image)
+        with stage(CAPTION):
+            words = tokens(self.tokenizer, texts, "\n") if texts else [[]] * len(image)
         rows = [torch.tensor(before + caption + after) for caption in words]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=_PAD).to(image.device)
         embeds = embed(ids.clamp_min(0)).to(torch.promote_types(image.dtype, soft.dtype))
