@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from cir_lightning.checkpoint import CONFIG_KEY, find_checkpoint, parse_config, read_checkpoint
 from cir_lightning.cli import recipe_folder
+from cir_lightning.exported import is_exported
 from data_modules.errors import UserError
 
 HINT = "; cir COMMAND --help and --print_config show what there is"
@@ -101,6 +102,11 @@ def resolve(argv: list[str]) -> list[str]:
         value = value if equals else next(rest, "")
         if not value or value.startswith("--"):
             raise UserError(f"{option} needs a value: {VALUES[option]}")
+        if option == "--ckpt_path" and is_exported(Path(value)):
+            raise UserError(
+                f"--ckpt_path {value}: cir export wrote this folder, which is no checkpoint of a run; give the run folder, or a config of "
+                f"the same encoder and --model.init_from {value}"
+            )
         if option == "--ckpt_path":
             checkpoint = find_checkpoint(Path(value), *(["last.ckpt"] if argv[0] == "fit" else []))
         else:
