@@ -19,6 +19,7 @@ from cir_lightning.checkpoint import CONFIG_KEY, load_trained, trained_state
 from cir_lightning.chunks import WithinMemory, in_chunks
 from cir_lightning.compiling import compile_parts
 from cir_lightning.encoder import Sight
+from cir_lightning.exported import check_base
 from cir_lightning.pictures import spread
 from cir_lightning.precision import check_precision
 from cir_lightning.retrieval.figures import averages, names, score
@@ -125,8 +126,9 @@ class CIRModule(LightningModule):
                 self._start_from(find_weights(self.init_from))
 
     def _start_from(self, path: Path) -> None:
-        state, tower, _ = read_weights(path)
+        state, tower, config = read_weights(path)
         self._check_tower(tower)
+        check_base(self.encoder, config, str(path))
         self.load_state_dict(state)
         rank_zero_info(f"starting from the weights {path}")
 
