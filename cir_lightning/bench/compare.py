@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from cir_lightning.bench.results import Arm, Work, read
-from cir_lightning.bench.tables import NONE, Table, as_text
+from cir_lightning.bench.tables import NONE, Table, as_text, disturbed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from cir_lightning.bench.results import Bench
 
 MATTERS = {
-    "hardware": ("cpu", "cores", "threads", "memory_bytes", "gpu", "gpu_memory_bytes", "system"),
-    "versions": ("python", "torch", "transformers", "lightning", "cir-lightning", "commit"),
+    "hardware differs": ("cpu", "cores", "threads", "memory_bytes", "gpu", "gpu_memory_bytes", "system"),
+    "versions differ": ("python", "torch", "transformers", "lightning", "cir-lightning", "commit"),
 }
 SHOWN = 6  # keys of a configuration that differ
 
@@ -32,7 +32,7 @@ def compare(first: Path, second: Path) -> str:
     lines = [f"A: {first}", f"B: {second}", *differences(a, b)]
     for one, other in arms:
         name = one.name if one.name == other.name else f"A: {one.name}, B: {other.name}"
-        lines += ["", *as_text(comparison(name, one, other))]
+        lines += ["", *as_text(comparison(name, one, other, (a.matrix_peak(one), b.matrix_peak(other))))]
     extra = [f"only {which} has {arm.name}" for which, bench in (("A", a), ("B", b)) for arm in bench.arms[len(arms) :]]
     return "\n".join([*lines, *extra])
 
@@ -42,15 +42,14 @@ def differences(a: Bench, b: Bench) -> list[str]:
     said = []
     for what, keys in MATTERS.items():
         if other := [f"{key} {a.header.get(key)} and {b.header.get(key)}" for key in keys if a.header.get(key) != b.header.get(key)]:
-            said.append(f"The {what} differ, so ratios are not of the code alone: {'; '.join(other)}.")
-    for one, other_arm in zip(a.arms, b.arms, strict=False):
-        settings = ((arm.device, arm.precision, arm.seed) for arm in (one, other_arm))
-        for name, *pair in zip(("device", "precision", "seed"), *settings, strict=True):
-            if pair[0] != pair[1]:
-                said.append(f"The {name} differs: {pair[0]} and {pair[1]}.")
-        if keys_differ := _keys(one.config, other_arm.config):
-            more = f" and {len(keys_differ) - SHOWN} more" if len(keys_differ) > SHOWN else ""
-            said.append(f"The config differs in {', '.join(keys_differ[:SHOWN])}{more}.")
+            said.append(f"The {what}, so ratios are not of the code alone: {'; '.join(other)}.")
+    for mine, theirs in zip(a.arms, b.arms, strict=False):
+        which = f" of {mine.name}" if len(a.arms) > 1 else ""
+        pairs = {name: (getattr(mine, name), getattr(theirs, name)) for name in ("device", "precision", "seed")}
+        said += [f"The {name}{which} differs: {one} and {two}." for name, (one, two) in pairs.items() if one != two]
+        if changed := _keys(mine.config, theirs.config):
+            more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
+            said.append(f"The config{which} differs in {', '.join(changed[:SHOWN])}{more}.")
     return said
 
 
@@ -65,7 +64,7 @@ def _leaves(tree: Any, path: str = "") -> list[tuple[str, Any]]:
     return [leaf for key, value in tree.items() for leaf in _leaves(value, f"{path}.{key}".lstrip("."))]
 
 
-def comparison(name: str, one: Arm, other: Arm) -> Table:
+def comparison(name: str, one: Arm, other: Arm, peaks: tuple[float, float]) -> Table:
     """Times of every work, whole and by stage, and peak memory."""
     cells = [["work", "batch", "stage", "A ms", "B ms", "B / A", "A peak MiB", "B peak MiB", "B / A"]]
     notes = []
@@ -76,6 +75,8 @@ def comparison(name: str, one: Arm, other: Arm) -> Table:
         pair = one.find(kind, batch), other.find(kind, batch)
         if pair[0] and pair[1]:
             cells += _rows(pair[0], pair[1])
+            for which, work, peak in zip("AB", (pair[0], pair[1]), peaks, strict=True):
+                notes += [f"{kind}, batch {batch}, in {which}: {said}" for said in disturbed(work, peak)]
         else:
             lacking = " and ".join(which for which, work in zip("AB", pair, strict=True) if work is None)
             notes.append(f"{kind}, batch {batch}: not measured in {lacking}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 from cir_lightning.bench.results import GALLERY, ITEM, OTHER, QUERIES, TRAINING
-from cir_lightning.bench.tables import cold_rows
+from cir_lightning.bench.tables import cold_rows, disturbed
 from data_modules.stages import (
     BACKWARD,
     CAPTION,
@@ -61,11 +61,13 @@ class Bar(NamedTuple):
         batch: its size.
         parts: row and milliseconds of an item, from below; what there would be without a cache comes last, as ``cold``.
         cold: how many of the last parts are that.
+        doubtful: whether the machine was busy.
     """
 
     batch: int
     parts: list[tuple[str, float]]
     cold: int
+    doubtful: bool
 
     @property
     def warm(self) -> float:
@@ -81,7 +83,7 @@ class Bar(NamedTuple):
 def draw(bench: Bench) -> Image.Image:
     """The picture."""
     arms = bench.measured
-    panels = [[bars_of(arm, kind) for kind in KINDS] for arm in arms]
+    panels = [[bars_of(arm, kind, bench.matrix_peak(arm)) for kind in KINDS] for arm in arms]
     tops = [round_up(max((bar.height for line in panels for bar in line[at]), default=1.0)) for at in range(len(KINDS))]
     parts = {part for line in panels for bars in line for bar in bars for part, _ in bar.parts}
     seen = list({COLOURS[row]: row for row in reversed(COLOURS) if row in parts}.values())[::-1]  # the first of one colour
@@ -92,7 +94,7 @@ def draw(bench: Bench) -> Image.Image:
     header = bench.header
     pen.text((GAP, 14), "Where time goes: milliseconds of an item, by batch size", fill="black", font=_font(26))
     machine = ", ".join(str(part) for part in (header.get("gpu"), f"{header.get('cpu')} ({header.get('cores')} cores)") if part)
-    below = f"{machine}; {header.get('date')}; grey and in brackets: with the pictures, were features not cached"
+    below = f"{machine}; {header.get('date')}; grey and in brackets: with the pictures, were features not cached; *: doubtful, see bench.md"
     pen.text((GAP, 54), below, fill="#444444", font=_font(18))
     for line, (arm, works) in enumerate(zip(arms, panels, strict=True)):
         pen.text((GAP, HEAD + line * PANEL[1]), arm.name, fill="black", font=_font(22))
@@ -103,15 +105,15 @@ def draw(bench: Bench) -> Image.Image:
     return sheet
 
 
-def bars_of(arm: Arm, kind: str) -> list[Bar]:
+def bars_of(arm: Arm, kind: str, peak: float) -> list[Bar]:
     """The bars of one kind of work."""
-    return [_bar(arm, work) for work in arm.works if work.kind == kind and not work.refused]
+    return [_bar(arm, work, peak) for work in arm.works if work.kind == kind and not work.refused]
 
 
-def _bar(arm: Arm, work: Work) -> Bar:
+def _bar(arm: Arm, work: Work, peak: float) -> Bar:
     warm = [(row, 1000 * work.time(*stages) / work.batch) for row, stages in work.rows().items()]
     cold = [(row, 1000 * seconds / work.batch) for row, seconds in cold_rows(arm, work).items()]
-    return Bar(work.batch, [*warm, *cold], len(cold))
+    return Bar(work.batch, [*warm, *cold], len(cold), bool(disturbed(work, peak)))
 
 
 def round_up(value: float) -> float:
@@ -139,7 +141,13 @@ def _panel(pen: ImageDraw.ImageDraw, corner: tuple[int, int], title: str, bars: 
     for at, bar in enumerate(bars):
         left = x + slot * (at + (1 - BAR) / 2)
         _stack(pen, (left, y + PLOT), slot * BAR, bar, PLOT / top)
-        pen.text((left + slot * BAR / 2, y + PLOT + 6), f"batch {bar.batch}", fill="black", font=_font(17), anchor="ma")
+        pen.text(
+            (left + slot * BAR / 2, y + PLOT + 6),
+            f"batch {bar.batch}{' *' if bar.doubtful else ''}",
+            fill="black",
+            font=_font(17),
+            anchor="ma",
+        )
 
 
 def _stack(pen: ImageDraw.ImageDraw, foot: tuple[float, float], width: float, bar: Bar, scale: float) -> None:

@@ -116,11 +116,11 @@ def _wholes(kind: str, works: Sequence[Work], peak: float, notes: list[str]) -> 
                 NONE if work.peak is None else _mib(max(work.peak.values())),
             ]
         )
-    notes = [*notes, *(f"batch {work.batch}: {note}" for work in works for note in [*work.notes, *_disturbed(work, peak)])]
+    notes = [*notes, *(f"batch {work.batch}: {note}" for work in works for note in [*work.notes, *disturbed(work, peak)])]
     return Table(f"{kind}, whole {'steps' if kind == TRAINING else 'batches'}", cells, notes)
 
 
-def _disturbed(work: Work, peak: float) -> list[str]:
+def disturbed(work: Work, peak: float) -> list[str]:
     """What makes its times doubtful."""
     whole = [sum(one.values()) for one in work.seconds]
     said = [f"the slowest round took {max(whole) / min(whole):.1f} times the fastest"] if max(whole) > DOUBTFUL * min(whole) else []
@@ -208,7 +208,7 @@ def _detail(work: Work, peak: float) -> Table:
     cells.append(["whole", *_detail_cells(work, everything, peak, sum(shares.values()))])
     notes = [f"{len(work.seconds)} rounds; {work.pictures} distinct pictures"] if work.pictures else [f"{len(work.seconds)} rounds"]
     notes += [f"{_mib(work.held)} MiB were held before, on top of which peaks are"] if work.held is not None else ["memory is not told"]
-    return Table(f"{work.kind}, batch {work.batch}", cells, [*notes, *work.notes, *_disturbed(work, peak)])
+    return Table(f"{work.kind}, batch {work.batch}", cells, [*notes, *work.notes, *disturbed(work, peak)])
 
 
 def _detail_cells(work: Work, stages: Iterable[str], peak: float, share: float) -> list[str]:
@@ -241,7 +241,7 @@ def summaries(bench: Bench) -> list[Table]:
     one += [_of_an_arm(arm) for arm in arms]
     notes = [f"{arm.name} is not measured: {arm.refused}" for arm in bench.arms if arm.refused]
     works = [(work, bench.matrix_peak(arm)) for arm in arms for work in arm.works if not work.refused]
-    doubtful = sum(bool(_disturbed(work, peak)) for work, peak in works)
+    doubtful = sum(bool(disturbed(work, peak)) for work, peak in works)
     warning = [f"{doubtful} of {len(works)} times are doubtful (see their notes): run again on an idle machine"] if doubtful else []
     return [Table("arms side by side, whole model", one, notes), Table("arms side by side, by batch size", cells, warning)]
 

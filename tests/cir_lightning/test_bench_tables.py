@@ -215,12 +215,14 @@ def test_the_file_comes_back_as_it_was(tmp_path):
 def test_a_comparison():
     half = [{name: seconds / 2 for name, seconds in one.items()} for one in training().seconds]
     faster = arm(works=[training(seconds=half, peak=None), encoding("gallery", 60)])
-    table = comparison("tiny.yaml", arm(), faster)
+    table = comparison("tiny.yaml", arm(), faster, (160e9, 160e9))
     by_stage = {(row[0], row[2]): row[3:] for row in table.cells[1:]}
     assert by_stage["training", "whole"] == ["100.00", "50.00", "0.50", "9.0", "-", "-"]
     assert by_stage["training", "LLM forward"] == ["40.00", "20.00", "0.50", "9.0", "-", "-"]
     assert by_stage["gallery", "whole"][:3] == ["40.00", "60.00", "1.50"]
     assert "queries, batch 4: not measured in B" in table.notes
+    assert "gallery, batch 4, in B: a matrix product right afterwards ran at 0 % of its best: the machine was busy" in table.notes
+    assert not [note for note in table.notes if note.startswith("training, batch 4, in A")]
     assert "training, batch 8: not measured in A and B" in table.notes
 
 
@@ -230,17 +232,22 @@ def test_differences_are_said():
     b = Bench(HEADER | {"cpu": "another", "torch": "2.12.0"}, [other])
     assert differences(a, a) == []
     assert differences(a, b) == [
-        "The hardware differ, so ratios are not of the code alone: cpu a processor and another.",
+        "The hardware differs, so ratios are not of the code alone: cpu a processor and another.",
         "The versions differ, so ratios are not of the code alone: torch 2.13.0 and 2.12.0.",
         "The precision differs: 32-true and bf16-mixed.",
         "The config differs in data.batch_size, model.chunk.",
     ]
+    assert differences(Bench(HEADER, [arm(), arm("b.yaml")]), Bench(HEADER, [arm(), replace(other, name="b.yaml")])) == [
+        "The precision of b.yaml differs: 32-true and bf16-mixed.",
+        "The config of b.yaml differs in data.batch_size, model.chunk.",
+    ]
 
 
 def test_bars_are_as_high_as_their_milliseconds():
-    (bar,) = bars_of(arm(), "training")
+    (bar,) = bars_of(arm(), "training", 160e9)
     assert dict(bar.parts)["LLM forward"] == pytest.approx(10)  # of a triplet
-    assert (bar.warm, bar.height, bar.cold) == (pytest.approx(25), pytest.approx(25 + 15), 3)
+    assert (bar.warm, bar.height, bar.cold, bar.doubtful) == (pytest.approx(25), pytest.approx(25 + 15), 3, False)
+    assert bars_of(arm(), "training", 300e9)[0].doubtful
     image = draw(Bench(HEADER, [arm()]))
     pixels = [image.getpixel((300, y)) for y in range(480)]  # through the middle of the first panel
     heights = {row: pixels.count(ImageColor.getrgb(COLOURS[row])) for row in ("Connector", "LLM forward", "vision tower")}
