@@ -122,7 +122,6 @@ def can_pack(llm: PreTrainedModel) -> bool:
     llm.train(mode=False)
     try:
         embeds = weight[torch.arange(18, device=weight.device).view(2, 9) % len(weight)].detach().to(llm.dtype)
-        embeds.requires_grad_()  # in evaluation and without gradients, bitsandbytes would repack weights on a CPU, for good
         alone = llm(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state * mask[..., None]
         packed = hidden_states(llm, embeds, mask)
     except Exception:

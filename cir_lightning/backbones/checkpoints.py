@@ -140,6 +140,9 @@ class Checkpoint:
             raise UserError(f"{self.name} lacks {len(missing)} tensors of its model, the first of them {missing[0]}; get its files again")
         if wrong := sorted(found["mismatched_keys"]):
             raise UserError(f"{self.name} has {len(wrong)} tensors of another shape, the first of them {wrong[0]}; get its files again")
+        for part in model.modules():  # bitsandbytes repacks 4 bits on CPUs when it evaluates, for good, and has no gradient through that
+            if hasattr(part, "support_avx512bf16_for_cpu"):
+                part.support_avx512bf16_for_cpu = False
         loaded: PreTrainedModel = model.eval()
         return loaded
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cir_lightning.backbones.base import Backbone, VisionTower
 from cir_lightning.backbones.checkpoints import Checkpoint, Quantisation
-from cir_lightning.backbones.lora import adapt
+from cir_lightning.backbones.lora import adapt, check_over
 from cir_lightning.backbones.mini import quiet_transformers
 from cir_lightning.backbones.skeleton import on_meta
 from data_modules.errors import UserError
@@ -110,6 +110,7 @@ class ComposedLVLM(Backbone):
         super().__init__()
         self.eyes = Checkpoint(vision, vision_revision, dtype=dtype)
         self.words = Checkpoint(llm, llm_revision, dtype=dtype, quantisation=quantisation)
+        check_over(lora, quantisation)
         self.quantised = quantisation != "none"
         self.image_size, self.lora, self.gradient_checkpointing = image_size, lora, gradient_checkpointing
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from cir_lightning.backbones.base import Backbone, VisionTower
 from cir_lightning.backbones.checkpoints import Checkpoint, Quantisation
-from cir_lightning.backbones.lora import adapt, without_adapters
+from cir_lightning.backbones.lora import adapt, check_over, without_adapters
 from cir_lightning.backbones.mini import quiet_transformers
 from cir_lightning.backbones.skeleton import on_meta, vision_shape
 from cir_lightning.packing import alike
@@ -221,8 +221,7 @@ class HFLVLM(Backbone):
             raise UserError(f"backbone.image_size={image_size} is not possible; set it to 1 or more, or to null for the checkpoint's own")
         self.checkpoint = Checkpoint(model, revision, dtype=dtype, quantisation=quantisation)
         self.quantised = quantisation != "none"
-        if lora is not None and lora.dora and quantisation == "int8":
-            raise UserError("lora.dora does not work over quantisation='int8'; use nf4, or set dora to false")
+        check_over(lora, quantisation)
         self.image_size, self.tiles, self.lora, self.gradient_checkpointing = image_size, tiles, lora, gradient_checkpointing
 
     def base_models(self) -> dict[str, Checkpoint]:

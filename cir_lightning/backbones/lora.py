@@ -51,7 +51,7 @@ class LoRA:
         """Freeze ``llm`` and put trainable float32 adapters on it, in place.
 
         Raises:
-            UserError: a number out of its range, or a target name that no linear layer of the model has.
+            UserError: a number out of its range, no target, or a target name that no linear layer of the model has.
         """
         from peft import inject_adapter_in_model  # here, so that a config with LoRA can be read without peft
 
@@ -59,6 +59,8 @@ class LoRA:
             raise UserError(f"lora.rank={self.rank} and lora.alpha={self.alpha}: both must be at least 1")
         if not 0 <= self.dropout < 1:
             raise UserError(f"lora.dropout={self.dropout} is no share; set 0 up to, but not including, 1")
+        if not self.targets:
+            raise UserError("lora.targets is empty; name linear layers, such as q_proj, or set lora to null")
         llm.requires_grad_(requires_grad=False)
         names = {name.rsplit(".", 1)[-1] for name, part in llm.named_modules() if isinstance(part, nn.Linear)}
         if missing := [target for target in self.targets if target.rsplit(".", 1)[-1] not in names]:
@@ -67,6 +69,16 @@ class LoRA:
         for name, parameter in llm.named_parameters():
             if "lora_" in name:
                 parameter.data = parameter.data.float()
+
+
+def check_over(lora: LoRA | None, quantisation: str) -> None:
+    """Refuse adapters that cannot be trained over a packed base.
+
+    Raises:
+        UserError: DoRA over 8 bits.
+    """
+    if lora is not None and lora.dora and quantisation == "int8":
+        raise UserError("lora.dora does not work over quantisation='int8'; use nf4, or set dora to false")
 
 
 def adapt(llm: nn.Module, lora: LoRA | None, *, gradient_checkpointing: bool) -> None:

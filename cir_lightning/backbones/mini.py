@@ -127,12 +127,13 @@ class EfficientNetLite0(VisionTower):
 
 
 def quiet_transformers() -> None:
-    """No tables of layers left out on purpose, no bars for reading small files, no hint at a faster CPU kernel that a hub has."""
+    """No tables of layers left out on purpose, no bars for small files, no hint at a faster CPU kernel, no line per product."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    for part in ("backends.cpu.ops", "autograd._functions"):
+        logging.getLogger(f"bitsandbytes.{part}").setLevel(logging.ERROR)
 
 
 class MiniLVLM(Backbone):

@@ -31,7 +31,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from cir_lightning.backbones.base import Backbone, VisionTower
 from cir_lightning.backbones.checkpoints import Checkpoint, Quantisation
-from cir_lightning.backbones.lora import adapt
+from cir_lightning.backbones.lora import adapt, check_over
 from cir_lightning.backbones.mini import quiet_transformers
 from cir_lightning.backbones.skeleton import on_meta
 from cir_lightning.connector import Connector
@@ -320,6 +320,7 @@ class QwenVLChat(Backbone):
         self.folder, self.lora, self.image_size = folder, lora, image_size
         self.words = Checkpoint(str(Path(folder) / LLM), dtype=dtype, quantisation=quantisation)
         self.dtype: torch.dtype = getattr(torch, dtype)
+        check_over(lora, quantisation)
         self.quantised = quantisation != "none"
         self.gradient_checkpointing = gradient_checkpointing
 

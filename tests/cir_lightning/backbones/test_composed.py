@@ -78,3 +78,5 @@ def test_towers_and_llms_that_cannot_be_used(parts, tmp_path):
     transformers.T5Config(num_layers=1, d_model=8).save_pretrained(tmp_path / "b")
     with pytest.raises(UserError, match=r"backbone\.llm='.*' is no decoder-only language model; use one, such as Qwen3"):
         ComposedLVLM(**{**parts, "llm": str(tmp_path / "b")}).build()
+    with pytest.raises(UserError, match=r"lora\.dora does not work over quantisation='int8'"):
+        ComposedLVLM(**parts, quantisation="int8", lora=LoRA(4, dora=True))
