@@ -16,7 +16,8 @@ from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from cir_lightning.arguments import Parser, resolve, sentence
 from cir_lightning.backbones.mini import quiet_transformers
 from cir_lightning.callbacks import RunLog, RunProgress, standard_callbacks
-from cir_lightning.checkpoint import read_checkpoint
+from cir_lightning.checkpoint import LAST, PREVIOUS, read_checkpoint, usable_checkpoint
+from cir_lightning.checkpoint_io import CheckpointFiles
 from cir_lightning.module import CIRModule
 from cir_lightning.storage import replace_file
 from data_modules.base import CIRDataModule
@@ -89,7 +90,7 @@ class CIRCLI(LightningCLI):
         folder = Path(config.trainer.default_root_dir or "runs/unnamed") / "checkpoints"
         config.trainer.default_root_dir = str(folder.parent)
         if config.ckpt_path == "last":
-            config.ckpt_path = str(folder / "last.ckpt")
+            config.ckpt_path = self._last(folder)
         if config.ckpt_path:
             checkpoint = read_checkpoint(Path(config.ckpt_path))
             if self.subcommand == "fit":
@@ -103,6 +104,13 @@ class CIRCLI(LightningCLI):
                 f"run folder {folder.parent} already holds a run; go on with it by --ckpt_path last, or name another folder with "
                 "--trainer.default_root_dir"
             )
+
+    def _last(self, folder: Path) -> str | None:
+        """The run's last checkpoint; none for a training that has not got that far, as when a cluster starts a job again."""
+        if self.subcommand == "fit" and not any((folder / name).exists() for name in (LAST, PREVIOUS)):
+            print(f"--ckpt_path last: there is no checkpoint in {folder} yet; the run starts from its beginning")
+            return None
+        return str(usable_checkpoint(folder / LAST))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with TensorBoard in the run folder and the callbacks that every run has."""
@@ -118,9 +126,11 @@ class CIRCLI(LightningCLI):
             *([LearningRateMonitor("step")] if fits and config.trainer.logger is not False else []),
         ]
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, RuntimeError) as error:  # Lightning's own checks of its arguments
             raise UserError(f"the trainer cannot be made: {sentence(str(error))}; see the keys under trainer") from error
+        trainer.strategy.checkpoint_io = CheckpointFiles()
+        return trainer
 
 
 def refuse_part_of_a_run(trainer: Namespace) -> None:

@@ -18,6 +18,7 @@ from cir_lightning.cache import FeatureCache
 from cir_lightning.checkpoint import CONFIG_KEY, load_trained, trained_state
 from cir_lightning.chunks import WithinMemory, in_chunks
 from cir_lightning.compiling import compile_parts
+from cir_lightning.distributed import draw_seed
 from cir_lightning.encoder import Sight
 from cir_lightning.pictures import spread
 from cir_lightning.precision import check_precision
@@ -210,6 +211,10 @@ class CIRModule(LightningModule):
 
     # ---- training --------------------------------------------------------------------------------------------------------------
 
+    def on_train_batch_start(self, batch: TripletBatch, batch_idx: int) -> None:  # noqa: ARG002 - Lightning's signature
+        """Random numbers of a step (dropout) follow from seed, epoch, batch and process alone: a resumed run draws what it would have."""
+        torch.manual_seed(draw_seed(self.data.seed, self.trainer.current_epoch, batch_idx, self.global_rank))
+
     def training_step(self, batch: TripletBatch, batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's signature
         """InfoNCE of a batch of triplets; each distinct picture goes through the Connector and the target encoder once."""
         size = len(batch.captions)
@@ -331,6 +336,8 @@ class CIRModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what is trained, and what it was trained on."""
         checkpoint["state_dict"] = trained_state(self, checkpoint["state_dict"])
+        if "optimizer_states" in checkpoint and self.loss.past is not None:
+            checkpoint["memory"] = {"past": self.loss.past, "past_id": self.loss.past_id}
         checkpoint["tower"] = self.encoder.tower.key
         checkpoint["base"] = {option: base.key() for option, base in self.encoder.base_models().items()}
         if self.run_config:
@@ -341,6 +348,9 @@ class CIRModule(LightningModule):
         self._check_tower(str(checkpoint.get("tower")))
         for option, base in self.encoder.base_models().items():
             base.check_trained(checkpoint.get("base", {}).get(option, base.key()), "the checkpoint", "use the model of then")
+
+        for name, value in checkpoint.get("memory", {}).items():
+            setattr(self.loss, name, value.to(self.device))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: FBT001, FBT002 - torch's
         """Strict about what is trained; frozen weights come with the backbone."""
