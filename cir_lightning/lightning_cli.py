@@ -89,7 +89,8 @@ class CIRCLI(LightningCLI):
         refuse_part_of_a_run(config.trainer)
         folder = Path(config.trainer.default_root_dir or "runs/unnamed") / "checkpoints"
         config.trainer.default_root_dir = str(folder.parent)
-        if config.ckpt_path == "last":
+        goes_on = config.ckpt_path == "last"
+        if goes_on:
             config.ckpt_path = self._last(folder)
         if config.ckpt_path:
             checkpoint = read_checkpoint(Path(config.ckpt_path))
@@ -98,7 +99,7 @@ class CIRCLI(LightningCLI):
             config.model.init_from = None  # the checkpoint has all that was trained
         elif self.subcommand == "predict" and not config.model.init_from:
             raise UserError("cir predict would rank with random weights; give --ckpt_path runs/NAME, or weights with --model.init_from")
-        elsewhere = not config.ckpt_path or Path(config.ckpt_path).resolve().parent != folder.resolve()
+        elsewhere = not goes_on and (not config.ckpt_path or Path(config.ckpt_path).resolve().parent != folder.resolve())
         if self.subcommand == "fit" and elsewhere and any(folder.glob("*.ckpt")):
             raise UserError(
                 f"run folder {folder.parent} already holds a run; go on with it by --ckpt_path last, or name another folder with "
