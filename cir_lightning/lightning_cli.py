@@ -18,6 +18,7 @@ from cir_lightning.backbones.mini import quiet_transformers
 from cir_lightning.callbacks import RunLog, RunProgress, standard_callbacks
 from cir_lightning.checkpoint import LAST, PREVIOUS, read_checkpoint, usable_checkpoint
 from cir_lightning.checkpoint_io import CheckpointFiles
+from cir_lightning.guards import OnNonfinite
 from cir_lightning.module import CIRModule
 from cir_lightning.storage import replace_file
 from data_modules.base import CIRDataModule
@@ -69,8 +70,9 @@ class CIRCLI(LightningCLI):
         parser.add_argument("--seed_everything", type=int, default=self.seed_everything_default, help="seed of weights and data")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """One seed for the weights and for the data."""
+        """One seed for the weights and for the data; what is to be done about gradients that are no numbers."""
         parser.link_arguments("seed_everything", "data.init_args.seed")
+        parser.add_argument("--on_nonfinite", type=OnNonfinite, default="stop", help="what a batch does whose gradient is no number")
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the stored config is in ``--config``, and explicit flags must win (Lightning pull request 21455)."""
@@ -121,7 +123,9 @@ class CIRCLI(LightningCLI):
         if ours or not fits:
             kwargs["logger"] = False
         self.trainer_defaults["callbacks"] = [
-            *standard_callbacks(str(self.subcommand), root, config.ckpt_path, config.model.init_from, config.model.monitor),
+            *standard_callbacks(
+                str(self.subcommand), root, config.ckpt_path, config.model.init_from, config.model.monitor, config.on_nonfinite
+            ),
             *([] if config.trainer.enable_progress_bar is False else [RunProgress(refresh_rate=5)]),
             *([RunLog(root)] if fits and ours else []),
             *([LearningRateMonitor("step")] if fits and config.trainer.logger is not False else []),

@@ -89,6 +89,10 @@ class InfoNCE(nn.Module):
         """Tau now, float scalar."""
         return self.floor + self.log_excess.exp()
 
+    def forget(self) -> None:
+        """Let go of the targets of earlier batches."""
+        self.past = None
+
     def forward(self, query: Tensor, target: Tensor, target_id: Tensor) -> Tensor:
         """Compute this process's share of the loss.
 

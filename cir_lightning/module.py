@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from cir_lightning.cache import FeatureCache
 from cir_lightning.checkpoint import CONFIG_KEY, load_trained, trained_state
@@ -230,7 +230,7 @@ class CIRModule(LightningModule):
             {"train/loss": contrast, "train/pull": pull, "train/temperature": self.loss.temperature}, batch_size=size, prog_bar=False
         )
         self.log("loss", contrast, prog_bar=True, logger=False, batch_size=size)
-        self.last_chosen = sight.chosen
+        self.last_chosen, self.last_batch, self.last_embeddings = sight.chosen, batch, (query.detach(), target.detach())
         total: Tensor = contrast + pull
         return total
 
@@ -253,6 +253,8 @@ class CIRModule(LightningModule):
         full = self.trainer.precision == "32-true"  # under autocast, Lightning refuses to clip the gradients of a fused optimizer
         optimizer = torch.optim.AdamW(groups, fused=full)
         total = self.trainer.estimated_stepping_batches
+        if self.warmup_steps >= total:
+            rank_zero_warn(f"model.warmup_steps={self.warmup_steps} of {total:.0f} steps: the learning rate never gets where it is set to")
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._lr_factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
