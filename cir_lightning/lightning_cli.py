@@ -18,6 +18,7 @@ from cir_lightning.backbones.mini import quiet_transformers
 from cir_lightning.callbacks import RunLog, RunProgress, standard_callbacks
 from cir_lightning.checkpoint import LAST, PREVIOUS, read_checkpoint, usable_checkpoint
 from cir_lightning.checkpoint_io import CheckpointFiles
+from cir_lightning.distributed import lost_others
 from cir_lightning.guards import OnNonfinite
 from cir_lightning.module import CIRModule
 from cir_lightning.storage import replace_file
@@ -38,6 +39,7 @@ NOISE = (  # warnings about what is meant to be so
     "Be aware that when using `ckpt_path`",
     "You are using a custom batch sampler",
     "predict returned None",
+    "It is recommended to use `self.log",  # figures are the same on every process
     "Checkpoint directory .* exists",
     "The dirpath has changed",
     "You're resuming from a checkpoint that ended before the epoch ended",
@@ -217,6 +219,10 @@ def run(argv: list[str], kind: type[CIRCLI] = CIRCLI) -> CIRCLI | None:
         if error.filename is None:
             raise
         raise UserError(f"cannot use {error.filename}: {error.strerror}; name another folder with --trainer.default_root_dir") from error
+    except RuntimeError as error:
+        if lost := lost_others(error):
+            raise UserError(lost) from error
+        raise
     except ValueError as error:
         raise (_user_error_below(error) or error) from error.__cause__
     except SystemExit as left:
