@@ -26,6 +26,7 @@ from cir_lightning.retrieval.figures import averages, names, score
 from cir_lightning.retrieval.metrics import EmbeddingTable
 from cir_lightning.retrieval.protocol import check
 from cir_lightning.retrieval.ranking import Ranking, rank_all
+from cir_lightning.sharding import ShardedBase
 from cir_lightning.weights import find_weights, read_weights
 from data_modules.collate import PictureBatch, QueryBatch, TripletBatch, distinct
 from data_modules.errors import UserError
@@ -116,9 +117,13 @@ class CIRModule(LightningModule):
         """Read the weights, once."""
         if not self._built:
             self.encoder.restored = self.restores or self.init_from is not None
-            with self.trainer.strategy.tensor_init_context() if self._trainer else nullcontext():  # on the process' own device at once
+            strategy = self.trainer.strategy if self._trainer else None
+            part = strategy is None or isinstance(strategy, ShardedBase)  # of which a share alone may fit the process' own device
+            with nullcontext() if part else strategy.tensor_init_context():  # type: ignore[union-attr]
                 self.encoder.build()
             self._built = True
+            if isinstance(strategy, ShardedBase):
+                strategy.shard(self.encoder)
             if self.compiled:
                 compile_parts(self.encoder)
             if self.init_from:
@@ -142,6 +147,10 @@ class CIRModule(LightningModule):
                 "use ddp, where every process has all of them, or set quantisation to none"
             )
         check_precision(self.trainer.precision, self.trainer.strategy.root_device.type)
+        if self.chunk is not None and isinstance(self.trainer.strategy, ShardedBase):
+            raise UserError(
+                f"model.chunk={self.chunk} does not go with trainer.strategy=sharded, as processes differ in their chunks; use ddp"
+            )
         self._check_protocols(stage)
         self.configure_model()  # Lightning calls it after setup, which already needs the tower
         trained = self.restores or bool(self.init_from)
