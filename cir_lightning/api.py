@@ -19,6 +19,7 @@ from cir_lightning.exported import check_base
 from cir_lightning.weights import find_weights, read_weights
 from data_modules.errors import UserError
 from data_modules.images import load_image, to_tensor
+from data_modules.validation import is_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -60,10 +61,12 @@ class Retriever:
         """The unit vector (E,) float32 of "this picture, but ...".
 
         Raises:
-            UserError: the picture cannot be read, or the caption is empty.
+            UserError: the picture cannot be read, or the caption is empty, too long or no text.
         """
         if not isinstance(caption, str) or not caption.strip():
             raise UserError(f"the caption is {caption!r:.60}; say in words how the wanted picture differs")
+        if not is_text(caption):
+            raise UserError(f"the caption {caption!a:.60} has a NUL or half of a character; write it as text")
         if (count := len(caption.split())) > MAX_CAPTION_WORDS:
             raise UserError(f"the caption {caption[:40]!r}... has {count} words; say it in {MAX_CAPTION_WORDS} at most")
         return self.encoder.encode_query(self._see([picture]), [caption])[0].cpu()

@@ -10,10 +10,12 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from cir_lightning.checkpoint import CONFIG_KEY, find_checkpoint, parse_config, read_checkpoint, usable_checkpoint
 from cir_lightning.cli import recipe_folder
+from cir_lightning.exported import is_exported
 from data_modules.errors import UserError
 
 HINT = "; cir COMMAND --help and --print_config show what there is"
 VALUES = {"--config": "a recipe or a file", "-c": "a recipe or a file", "--ckpt_path": "a run folder or a checkpoint file"}
+UNTOLD = ("Expected a <class 'NoneType'>", "Given value")  # of jsonargparse: that null would do, too, and all that was given
 ONE_SEED = "is not used, as one seed rules weights and data; set seed_everything instead"
 
 
@@ -29,6 +31,10 @@ class Parser(LightningArgumentParser):
         words = [f"{word.removesuffix('None')}null" if word.endswith("=None") else word for word in args or []]
         return super().parse_args(words, *others, **options)
 
+    def validate(self, *given: Any, **options: Any) -> None:
+        """Check the nulls of a class's arguments, too, which jsonargparse takes for left out; its parsers are those that do not exit."""
+        super().validate(*given, **(options if self.exit_on_error else options | {"skip_unset": False}))
+
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise instead of printing the usage and leaving.
 
@@ -43,7 +49,7 @@ class Parser(LightningArgumentParser):
 
 def sentence(message: str, longest: int = 600) -> str:
     """Jsonargparse's message on one line; where it tried the members of a union, only what was wrong with the likeliest, the last."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -") and not line.strip(" -").startswith(UNTOLD)]
     starts = [at + 1 for at, line in enumerate(lines) if line == "Errors:"]
     return " ".join(lines[starts[-1] :] if starts else lines[:3])[:longest]
 
@@ -96,6 +102,11 @@ def resolve(argv: list[str]) -> list[str]:
         value = value if equals else next(rest, "")
         if not value or value.startswith("--"):
             raise UserError(f"{option} needs a value: {VALUES[option]}")
+        if option == "--ckpt_path" and is_exported(Path(value)):
+            raise UserError(
+                f"--ckpt_path {value}: cir export wrote this folder, which is no checkpoint of a run; give the run folder, or a config of "
+                f"the same encoder and --model.init_from {value}"
+            )
         if option == "--ckpt_path":
             checkpoint = find_checkpoint(Path(value), *(["last.ckpt"] if argv[0] == "fit" else []))
         else:

@@ -42,7 +42,7 @@ def in_chunks(run: Callable[[Tensor], T], members: Tensor, size: int | None) -> 
 
     def once(part: Tensor) -> T:
         if part.device.type == "cpu":
-            _give_memory_back()
+            give_memory_back()
         return run(part)
 
     return [checkpoint(once, part, use_reentrant=False) for part in members.split(size)]  # type: ignore[no-untyped-call]
@@ -75,7 +75,7 @@ class WithinMemory:
             print(f"out of memory with {size} at once: evaluation goes on with {self.size}; set data.eval_batch_size to that")
 
 
-def _give_memory_back() -> None:
+def give_memory_back() -> None:
     """Let glibc return to the system what is free: chunks differ in size, and it would take some 50 MB more for each of them."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # other C libraries do without
         trim(0)

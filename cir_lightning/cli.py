@@ -14,12 +14,13 @@ COMMANDS = {
     "test": "score on the test split:  cir test --ckpt_path runs/emoji",
     "predict": "write ranked lists:       cir predict --ckpt_path runs/emoji",
     "estimate": "memory and time, untried: cir estimate --config emoji.yaml --gpu h100-80",
+    "bench": "where time goes:          cir bench --config emoji.yaml",
     "export": "give a model away:        cir export runs/emoji my-model",
     "cache": "patch features on disk:   cir cache build --config emoji.yaml",
     "data": "get a benchmark:          cir data download fashioniq",
     "convert": "convert a checkpoint:     cir convert qwen-vl-chat SRC DST",
 }
-LIGHT = ("cache", "data", "estimate", "export", "convert")  # modules of their own, which import what they need when they need it
+LIGHT = ("bench", "cache", "data", "estimate", "export", "convert")  # modules of their own, which import what they need when they need it
 USAGE_ERROR, STOPPED = 2, 130
 
 

@@ -228,6 +228,11 @@ class QFormer(Connector):
         mine["query_tokens"] = self.query
         if missing := sorted(mine.keys() - weights.keys()):
             raise UserError(f"connector.init_from={origin.name!r} lacks the tensor {missing[0]}; get its files again")
+        if wrong := [name for name, tensor in mine.items() if weights[name].shape != tensor.shape]:
+            shapes = f"{tuple(weights[wrong[0]].shape)}, not {tuple(mine[wrong[0]].shape)}"
+            raise UserError(
+                f"connector.init_from={origin.name!r} has {wrong[0]} of shape {shapes} as its config.json says; get its files again"
+            )
         with torch.no_grad():
             for name, tensor in mine.items():
                 tensor.copy_(weights[name])

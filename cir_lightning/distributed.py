@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 import torch.distributed as dist
 
+from data_modules.stages import GATHER, stage
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -73,7 +75,8 @@ def gather(x: Tensor) -> Tensor:
     Returns:
         float (W * B, ...), in the order of the ranks; ``x`` itself if there is one process.
     """
-    return cast("Tensor", _Gather.apply(x)) if world_size() > 1 else x  # type: ignore[no-untyped-call]
+    with stage(GATHER):
+        return cast("Tensor", _Gather.apply(x)) if world_size() > 1 else x  # type: ignore[no-untyped-call]
 
 
 def gather_ids(ids: Tensor) -> Tensor:
@@ -85,7 +88,8 @@ def gather_ids(ids: Tensor) -> Tensor:
     Returns:
         long (W * B,), in the order of the ranks; ``ids`` itself if there is one process.
     """
-    return _all_gather(ids) if world_size() > 1 else ids
+    with stage(GATHER):
+        return _all_gather(ids) if world_size() > 1 else ids
 
 
 def _all_gather(x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from cir_lightning.packing import can_pack
 from cir_lightning.pooling import pool
 from cir_lightning.template import Positions, TaskPrompt, Template, tokens
 from data_modules.errors import UserError
+from data_modules.stages import CONNECTOR, LLM, POOLING, TEMPLATE, TOWER, stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,7 +123,9 @@ class Encoder(nn.Module, ABC):
 
     def look(self, pixels: Tensor) -> Sight:
         """Turn pictures (B, 3, S, S) uint8 into tokens."""
-        return self.see(self.tower.look(pixels), None if self.vision is None else self.vision.look(pixels))
+        with stage(TOWER):
+            features, vision = self.tower.look(pixels), None if self.vision is None else self.vision.look(pixels)
+        return self.see(features, vision)
 
     @abstractmethod
     def encode_query(self, sight: Sight, captions: Sequence[str]) -> Tensor:
@@ -131,6 +134,9 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def encode_target(self, sight: Sight) -> Tensor:
         """Unit vectors (B, E) float32 of target (gallery) images."""
+
+    def forget(self) -> None:
+        """Forget what is kept of captions that were read; nothing is, unless an encoder says so."""
 
     @abstractmethod
     def caption_features(self, captions: Sequence[str]) -> Tensor:
@@ -244,9 +250,10 @@ class IntentEncoder(Encoder):
 
     def see(self, features: Tensor, vision: Tensor | None = None) -> Sight:
         """See :class:`Encoder`."""
-        x = self.standardise(features)
-        soft = self.soft_prompt(x)
-        return Sight(self._image(features, x), self._as_words(soft.tokens), x.mean(1), soft.chosen, soft.pull, vision)
+        with stage(CONNECTOR):
+            x = self.standardise(features)
+            soft = self.soft_prompt(x)
+            return Sight(self._image(features, x), self._as_words(soft.tokens), x.mean(1), soft.chosen, soft.pull, vision)
 
     def _image(self, features: Tensor, standardised: Tensor) -> Tensor:
         if self.connector is None:
@@ -266,12 +273,15 @@ class IntentEncoder(Encoder):
 
     def _encode(self, task: TaskPrompt, sight: Sight, captions: Sequence[str] | None) -> Tensor:
         embed, vision = self.backbone.llm.get_input_embeddings(), sight.vision if task.template.has_vision else None
-        prompt = task.fill(embed, sight.image, sight.soft, captions, 0 if vision is None else vision.shape[1])
-        hidden = self.backbone.read(prompt.embeds, prompt.mask, prompt.seen, vision)
-        vector: Tensor = self.projection(pool(hidden, prompt.pooled, self.pooling))
-        if self.residual is not None:
-            vector = vector + self.residual(sight.mean)
-        return F.normalize(vector.float(), dim=-1)
+        with stage(TEMPLATE):
+            prompt = task.fill(embed, sight.image, sight.soft, captions, 0 if vision is None else vision.shape[1])
+        with stage(LLM):
+            hidden = self.backbone.read(prompt.embeds, prompt.mask, prompt.seen, vision)
+        with stage(POOLING):
+            vector: Tensor = self.projection(pool(hidden, prompt.pooled, self.pooling))
+            if self.residual is not None:
+                vector = vector + self.residual(sight.mean)
+            return F.normalize(vector.float(), dim=-1)
 
     def title_words(self, titles: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token embeddings of titles around zero (B, W, D) and their mask (B, W) bool: what the Connector is aligned with."""

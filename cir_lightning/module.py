@@ -20,6 +20,7 @@ from cir_lightning.chunks import WithinMemory, in_chunks
 from cir_lightning.compiling import compile_parts
 from cir_lightning.distributed import draw_seed
 from cir_lightning.encoder import Sight
+from cir_lightning.exported import check_base
 from cir_lightning.pictures import spread
 from cir_lightning.precision import check_precision
 from cir_lightning.retrieval.figures import averages, names, score
@@ -30,6 +31,7 @@ from cir_lightning.sharding import ShardedBase
 from cir_lightning.weights import find_weights, read_weights
 from data_modules.collate import PictureBatch, QueryBatch, TripletBatch, distinct
 from data_modules.errors import UserError
+from data_modules.stages import FEATURES, LOSS, RANKING, stage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -130,8 +132,9 @@ class CIRModule(LightningModule):
                 self._start_from(find_weights(self.init_from))
 
     def _start_from(self, path: Path) -> None:
-        state, tower, _ = read_weights(path)
+        state, tower, config = read_weights(path)
         self._check_tower(tower)
+        check_base(self.encoder, config, str(path))
         self.load_state_dict(state)
         rank_zero_info(f"starting from the weights {path}")
 
@@ -204,8 +207,10 @@ class CIRModule(LightningModule):
         """What the encoder sees in pictures (B,) long, positions in ``data.pictures``, or in their pixels if given, (B, 3, S, S)."""
         if pixels is not None:
             return self.encoder.look(pixels)
-        vision = None if self.vision is None else self.vision[self.feature_rows(pictures.cpu())].to(self.device, non_blocking=True)
-        return self.encoder.see(self.features_of(pictures), vision)
+        with stage(FEATURES):
+            vision = None if self.vision is None else self.vision[self.feature_rows(pictures.cpu())].to(self.device, non_blocking=True)
+            features = self.features_of(pictures)
+        return self.encoder.see(features, vision)
 
     def feature_rows(self, pictures: Tensor) -> Tensor:
         """Rows (B,) of ``features`` of pictures (B,) long, positions in ``data.pictures``.
@@ -233,7 +238,8 @@ class CIRModule(LightningModule):
         query = self._encode_queries(sight.at(place[:size]), batch.captions)
         targets, where = place[size:].unique(return_inverse=True)  # type: ignore[no-untyped-call]
         target = torch.cat(in_chunks(lambda some: self.encoder.encode_target(sight.at(some)), targets, self.chunk))[where]
-        contrast = self.loss(query, target, batch.content)
+        with stage(LOSS):
+            contrast = self.loss(query, target, batch.content)
         pull = sight.pull[place].mean()  # of every reference and target, so that it does not depend on how processes share the batch
         self.log_dict(
             {"train/loss": contrast, "train/pull": pull, "train/temperature": self.loss.temperature}, batch_size=size, prog_bar=False
@@ -293,7 +299,8 @@ class CIRModule(LightningModule):
         pictures, queries = (table.compute() for table in self.tables)
         sets, place = self.data.evaluation_sets(split), self.data.distinct_queries(split)
         rows = [torch.tensor([place[query.reference, query.caption] for query in evaluation.queries]) for evaluation in sets]
-        rankings = rank_all(queries, pictures, sets, rows=rows, names=self.data.gallery_pictures(split), top=self.top)
+        with stage(RANKING):
+            rankings = rank_all(queries, pictures, sets, rows=rows, names=self.data.gallery_pictures(split), top=self.top)
         self.rankings = {evaluation.name: (evaluation, ranking) for evaluation, ranking in zip(sets, rankings, strict=True)}
 
     def _log_figures(self, split: Split) -> None:

@@ -143,7 +143,7 @@ class ResultsTable(Callback):
             split=split,
             checkpoint=checkpoint,
             version=__version__,
-            commit=_commit(),
+            commit=source_commit(),
             seed=module.data.seed,
             rows=rows,
             notes=self._notes(module, split, rows),
@@ -263,7 +263,7 @@ def _lines(rankings: dict[str, tuple[EvaluationSet, Ranking]]) -> list[str]:
     return lines
 
 
-def _commit() -> str:
+def source_commit() -> str:
     """Commit of the source tree, if it is one; with ``+changes`` if files differ from it."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from data_modules.errors import UserError
+from data_modules.stages import CAPTION, stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,14 +51,14 @@ class Template:
             tokens, at least one of both; ``{soft}``, ``{caption}``.
         key: where the text comes from, for error messages.
         pooled: which positions the embedding is pooled from: all, those after the last image, or where the assistant would answer.
+        answer: what begins the assistant's answer, in a chat.
 
     Raises:
         UserError: an unknown, missing or repeated hole, or nothing after the image although that is to be pooled.
     """
 
-    def __init__(self, text: str, key: str, pooled: Positions = "all") -> None:
-        self.text, self.key, self.pooled = text, key, pooled
-        self.answer = ""
+    def __init__(self, text: str, key: str, pooled: Positions = "all", answer: str = "") -> None:
+        self.text, self.key, self.pooled, self.answer = text, key, pooled, answer
         holes = _HOLE.findall(text)
         if unknown := sorted(set(holes) - set(HOLES)):
             raise UserError(f"{key}={text!r} has the unknown hole {{{unknown[0]}}}; holes are {', '.join(f'{{{h}}}' for h in HOLES)}")
@@ -73,7 +74,7 @@ class Template:
         self.has_caption, self.has_soft = "caption" in holes, "soft" in holes
         self.has_image, self.has_vision = "image" in holes, "vision" in holes
         self.last_image = max(at for at, part in enumerate(self.parts) if part in {("image", True), ("vision", True)})
-        if pooled == "after_image" and self.last_image == len(self.parts) - 1:
+        if pooled == "after_image" and self.last_image == len(self.parts) - 1 and not answer:
             raise UserError(
                 f"{key}={text!r} has nothing after its image, and positions is 'after_image'; write something there, or set 'all'"
             )
@@ -83,9 +84,7 @@ class Template:
         whole = f"{before}{{vision}}{after}"
         if whole in self.text:
             return self
-        template = Template(self.text.replace("{vision}", whole), self.key, self.pooled)
-        template.answer = self.answer
-        return template
+        return Template(self.text.replace("{vision}", whole), self.key, self.pooled, self.answer)
 
     def in_chat(self, tokenizer: PreTrainedTokenizerBase) -> Template:
         """The prompt as the user's turn in the tokenizer's chat template, with the beginning of the assistant's turn.
@@ -108,9 +107,9 @@ class Template:
             raise UserError(
                 f"{self.key}: positions is 'answer', but the tokenizer's chat template does not begin one; set after_image or all"
             )
-        chat = Template(asked.removeprefix(str(bos)), self.key, self.pooled)
-        chat.answer = whole[len(asked) :]
-        return chat
+        whole, asked = whole.removeprefix(str(bos)), asked.removeprefix(str(bos))
+        question = asked.rstrip(" ") if whole != asked else asked  # tokenisers read " word" as one token
+        return Template(question, self.key, self.pooled, whole[len(question) :])
 
 
 class TaskPrompt:
@@ -127,11 +126,15 @@ class TaskPrompt:
         self.template, self.tokenizer = template, tokenizer
         self.first, self.last = ends or ([] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id], [])
         self.parts: list[tuple[str, list[int]]] = []  # the name of a hole and nothing, or no name and token ids
-        before = ""
+        image = tokenizer.eos_token or ""  # families tokenise their image token as a special one
+        before = self.before_caption = ""
         for part, is_hole in template.parts:
             self.parts.append((part, []) if is_hole else ("", tokens(tokenizer, [part], before, special=True)[0]))
-            before = "\n" if part == "caption" else tokenizer.eos_token or ""  # families tokenise their image token as a special one
-        self.parts.append(("", tokens(tokenizer, [template.answer], "", special=True)[0]))
+            if part == "caption" and is_hole:
+                begins = tokens(tokenizer, ["a"], before, special=True) == tokens(tokenizer, ["a"], "")
+                self.before_caption = "" if begins else "\n"
+            before = image if is_hole and part != "caption" else "\n"
+        self.parts.append(("", tokens(tokenizer, [template.answer], before, special=True)[0]))
 
     def fill(self, embed: nn.Module, image: Tensor, soft: Tensor, captions: Sequence[str] | None, vision: int = 0) -> Prompt:
         """The LLM's input.
@@ -148,7 +151,8 @@ class TaskPrompt:
         hole = self.parts.index(("caption", [])) if self.template.has_caption else len(parts)
         before, after = [*self.first, *chain(*parts[:hole])], [*chain(*parts[hole:]), *self.last]
         texts = [self.template.space + caption for caption in captions or ()]
-        words = tokens(self.tokenizer, texts, "\n") if texts else [[]] * len(image)
+        with stage(CAPTION):
+            words = tokens(self.tokenizer, texts, self.before_caption) if texts else [[]] * len(image)
         rows = [torch.tensor(before + caption + after) for caption in words]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=_PAD).to(image.device)
         embeds = embed(ids.clamp_min(0)).to(torch.promote_types(image.dtype, soft.dtype))

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from data_modules.images import load_image, to_tensor
+from data_modules.stages import READ, TRANSFORM, stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,8 +71,10 @@ class PixelReader:
 
     def _square(self, at: int, seed: float) -> Tensor:
         picture = self.pictures[at]
-        image = augmented(load_image(picture.path, picture.box), self.augment, Random(f"{seed} {at}"))
-        return to_tensor(image, self.side, self.transform)
+        with stage(READ):
+            image = load_image(picture.path, picture.box)
+        with stage(TRANSFORM):
+            return to_tensor(augmented(image, self.augment, Random(f"{seed} {at}")), self.side, self.transform)
 
 
 def processors() -> int:

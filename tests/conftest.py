@@ -23,13 +23,19 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder into which the mini LVLM's real weights were converted, which takes seconds: for tests that only read them."""
+    """A cache folder into which the mini LVLM's real weights were converted, which takes seconds: for tests that only read them.
+
+    Converted in the way of ``cir estimate`` on a fresh machine: on the meta device, which must not touch the conversion.
+    """
+    import torch
+
     from cir_lightning.backbones.mini import language_model_folder
 
     folder = tmp_path_factory.mktemp("converted")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CIR_CACHE", str(folder))
-        language_model_folder()
+        with torch.device("meta"):
+            language_model_folder()
     return folder
 
 

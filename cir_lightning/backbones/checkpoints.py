@@ -15,7 +15,7 @@ from cir_lightning.backbones.skeleton import CountingTokenizer, on_meta
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -157,14 +157,11 @@ class Checkpoint:
         def wanted(name: str) -> bool:
             return name.removeprefix("model.").startswith(tuple(prefixes))
 
-        files = ["model.safetensors"]
-        if index := self._file("model.safetensors.index.json"):
-            weights: dict[str, str] = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-            files = sorted({file for name, file in weights.items() if wanted(name)})
         found: dict[str, torch.Tensor] = {}
-        for file in files:
+        for file in self._shards(wanted):
             if (path := self._file(file)) is None:
-                raise UserError(f"{self.name!r} has no file {file}; get it as safetensors, or take a revision that has them")
+                there = "" if Path(self.name).is_dir() else f" within reach; fetch it beforehand with hf download {self.name}, or"
+                raise UserError(f"{self.name!r} has no file {file}{there or ';'} get it as safetensors, or take a revision that has them")
             try:
                 with safe_open(path, framework="pt") as content:
                     names = filter(wanted, content.keys())
@@ -173,11 +170,25 @@ class Checkpoint:
                 raise UserError(f"cannot read {path} ({str(error)[:200]}); get its files again") from error
         return found
 
+    def _shards(self, wanted: Callable[[str], bool]) -> list[str]:
+        """The names of the files that hold the wanted tensors."""
+        index = "model.safetensors.index.json"
+        if (path := self._file(index)) is None:
+            return ["model.safetensors"]
+        try:
+            places: dict[str, str] = json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"]
+            return sorted({file for name, file in places.items() if wanted(name)})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{self.name!r}: {index} is damaged ({error!r:.200}); get its files again") from error
+
     def _file(self, name: str) -> str | None:
         """Where one of its files lies, fetched from the hub if it must be; None if there is none."""
         from transformers.utils.hub import cached_file
 
-        found: str | None = cached_file(self.name, name, revision=self.revision or "main", _raise_exceptions_for_missing_entries=False)
+        try:
+            found: str | None = cached_file(self.name, name, revision=self.revision or "main", _raise_exceptions_for_missing_entries=False)
+        except Exception as error:  # of the hub, the network and the disk
+            raise UserError(self._reason(error, name)) from error
         return found
 
     def _check_blocks(self, keep: Sequence[str], reader: str) -> None:

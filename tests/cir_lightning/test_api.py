@@ -73,6 +73,12 @@ def test_captions_that_say_nothing(model, folder, caption):
         model.encode_query(folder / "red apple.png", caption)
 
 
+@pytest.mark.parametrize("caption", ["red \ud83d", "red\0"])
+def test_captions_that_are_no_text(model, folder, caption):
+    with pytest.raises(UserError, match=r"the caption 'red.* has a NUL or half of a character; write it as text"):
+        model.encode_query(folder / "red apple.png", caption)
+
+
 def test_a_caption_that_is_too_long(model, folder):
     with pytest.raises(UserError, match=r"the caption 'red red .*'\.\.\. has 61 words; say it in 60 at most"):
         model.encode_query(folder / "red apple.png", "red " * 61)

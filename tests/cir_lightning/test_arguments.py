@@ -46,6 +46,47 @@ def test_a_config_file_that_is_none(tmp_path, content, words):
         find_config("c.yaml")
 
 
+@pytest.mark.parametrize("command", ["fit", "estimate"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "model.encoder.init_args.backbone.init_args.lora.rank",
+        "model.encoder.init_args.backbone.init_args.lora.targets",
+        "model.encoder.init_args.backbone.init_args.layers",
+        "model.encoder.init_args.connector.init_args.queries",
+        "model.encoder.init_args.pooling",
+        "model.encoder.init_args.query_template",
+        "model.encoder.init_args.soft_prompt",
+        "model.loss.temperature",
+        "data.init_args.batch_size",
+        "data",
+    ],
+)
+def test_a_null_where_there_must_be_a_value(command, key, tmp_path, capsys):
+    config: dict = {}
+    part = config
+    *way, last = key.split(".")
+    for name in way:
+        part = part.setdefault(name, {})
+    part[last] = None
+    (tmp_path / "null.yaml").write_text(yaml.safe_dump(config))
+    for words in (["--config=null.yaml"], [f"--{key}=null"]):
+        assert cli.main([command, "--config=emoji.yaml", *words]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("cir: ")
+        assert said.count("\n") == 1
+        assert last in said
+        assert "Got value: None; cir COMMAND" in said or "expect one of" in said or "are required" in said
+
+
+def test_a_null_where_it_means_something(capsys):
+    words = ["--model.encoder.init_args.width=null", "--model.encoder.init_args.backbone.init_args.lora=null", "--model.chunk=null"]
+    assert cli.main(["fit", "--config=emoji.yaml", *words, "--print_config"]) == 0
+    model = yaml.safe_load(capsys.readouterr().out)["model"]
+    arguments = model["encoder"]["init_args"]
+    assert arguments["width"] is arguments["backbone"]["init_args"]["lora"] is model["chunk"] is None
+
+
 @pytest.mark.parametrize("words", [["--data.seed", "5"], ["--data.seed=5"], ["--data.init_args.seed=5"]])
 def test_there_is_one_seed(words):
     with pytest.raises(UserError, match=r"^--data\.(init_args\.)?seed is not used, .*; set seed_everything instead"):

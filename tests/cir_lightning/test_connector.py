@@ -1,5 +1,6 @@
 """The Connector: shapes, scale, gradients, construction from a config."""
 
+import re
 import shutil
 
 import pytest
@@ -187,6 +188,50 @@ def test_what_is_no_blip_2(blip2, tmp_path):
     save_file({"query_tokens": torch.zeros(1, 4, 32)}, headless / "model.safetensors")
     with pytest.raises(UserError, match=r"lacks the tensor qformer\.encoder\.layer\.0\.attention"):
         started(headless)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("query_tokens", (1, 9, 32)), ("qformer.layernorm.bias", (1,)), ("qformer.encoder.layer.0.output_query.dense.weight", (5, 7))],
+)
+def test_a_tensor_of_another_shape_than_the_config_says(blip2, tmp_path, name, shape):
+    """Also where it could be stretched to the right one."""
+    folder = shutil.copytree(blip2, tmp_path / "changed")
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {name: torch.zeros(shape)}, folder / "model.safetensors")
+    with pytest.raises(
+        UserError, match=rf"connector\.init_from='.*' has {re.escape(name)} of shape {re.escape(str(shape))}, not \(.*get its f"
+    ):
+        started(folder)
+
+
+@pytest.mark.parametrize("content", ["{cut", "{}", "[1]", '{"weight_map": [1]}', '{"weight_map": {"query_tokens": 3, "qformer.": "a"}}'])
+def test_a_damaged_index(blip2, tmp_path, content):
+    folder = shutil.copytree(blip2, tmp_path / "damaged")
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(UserError, match=r"'.*damaged': model\.safetensors\.index\.json is damaged \(.*\); get its files again"):
+        started(folder)
+
+
+def test_a_file_in_the_place_of_a_folder(blip2):
+    with pytest.raises(
+        UserError, match=r"cannot read model\.safetensors\.index\.json of '.*config\.json' \(no folder, and not within reach"
+    ):
+        started(blip2 / "config.json")
+
+
+def test_weights_that_were_not_fetched(blip2, tmp_path, monkeypatch):
+    """The hub's cache has the configuration, and nothing else is within reach."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--me--blip2" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    shutil.copy(blip2 / "config.json", snapshot)
+    with pytest.raises(
+        UserError, match=r"'me/blip2' has no file model\.safetensors within reach; fetch it beforehand with hf download me/blip2"
+    ):
+        started("me/blip2")
 
 
 def test_what_was_trained_does_not_need_the_blip_2_any_more():

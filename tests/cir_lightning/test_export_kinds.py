@@ -19,6 +19,8 @@ from cir_lightning.backbones import qwen_vl
 from cir_lightning.backbones.hf import FAMILIES, HFLVLM
 from cir_lightning.backbones.qwen_vl_convert import convert
 from cir_lightning.cli import main
+from cir_lightning.loss import InfoNCE
+from cir_lightning.module import CIRModule
 from cir_lightning.weights import find_weights, read_weights
 from data_modules.errors import UserError
 
@@ -143,6 +145,22 @@ def test_another_llm_than_that_of_the_run_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"run: was trained on the base model 'qwen3-.*, but '.*/llm' is here 'llama-"):
         load(run)
     assert main(["export", str(run), str(tmp_path / "mine")]) == 2
+    module = CIRModule(make_encoder(read_weights(find_weights(str(run)))[2]), InfoNCE(), monitor="any", init_from=str(run))
+    with pytest.raises(UserError, match=r"best\.ckpt: was trained on the base model 'qwen3-.*, but '.*/llm' is here 'llama-"):
+        module.configure_model()
+
+
+def test_an_export_is_what_a_run_may_start_from_but_no_checkpoint(tmp_path, capsys):
+    run = write_run(tmp_path / "run", *composed(tmp_path / "base"))
+    assert main(["export", str(run), str(tmp_path / "mine")]) == 0
+    state, _, config = read_weights(find_weights(str(run)))
+    module = CIRModule(make_encoder(config), InfoNCE(), monitor="any", init_from=str(tmp_path / "mine"))
+    module.configure_model()
+    loaded = module.state_dict()
+    assert [name for name, tensor in state.items() if not torch.equal(loaded[name], tensor)] == []
+    for command in ("fit", "test", "predict"):
+        assert main([command, "--ckpt_path", str(tmp_path / "mine")]) == 2
+        assert f"give the run folder, or a config of the same encoder and --model.init_from {tmp_path / 'mine'}" in capsys.readouterr().err
 
 
 def test_weights_that_a_connector_started_from_are_not_needed(picture, tiny_heads, tmp_path):

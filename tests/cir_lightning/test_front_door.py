@@ -36,6 +36,7 @@ LIGHT = [
     ("convert --help", "usage: cir convert"),
     ("--version", f"cir-lightning {__version__}"),
     ("estimate --help", "usage: cir estimate"),
+    ("bench --help", "usage: cir bench"),
     ("export --help", "usage: cir export"),
 ]
 

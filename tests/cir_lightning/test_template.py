@@ -208,7 +208,18 @@ def _splits(word):
 
 
 @pytest.mark.parametrize("scheme", ["legacy", "first", "always", "never", "byte-level"])
-@pytest.mark.parametrize("text", ["USER: {vision} Edit: {caption}! a", "{vision}Edit:{caption}!", "Edit: {caption} {vision}: a"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "USER: {vision} Edit: {caption}! a",
+        "{vision}Edit:{caption}!",
+        "Edit: {caption} {vision}: a",
+        "{vision}{caption}!",
+        "{vision} {caption}: a",
+        "{caption}{vision} a",
+        "{caption} {vision}: a",
+    ],
+)
 def test_the_tokens_are_those_of_the_whole_text_in_the_familys_own_way(text, scheme):
     tokenizer = chatty(None) if scheme == "byte-level" else sentencepiece(scheme)
     tokenizer.add_special_tokens({"eos_token": "</s>"})
@@ -266,8 +277,37 @@ def test_every_familys_kind_of_chat(family):
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template, (before, after, answer) = CHATS[family]
     chat = Template("{vision} Edit: {caption}!", "key").in_chat(tokenizer).around("\n\n<", ">\n\n")
-    assert (chat.text, chat.answer) == (f"{before}\n\n<{{vision}}>\n\n Edit: {{caption}}!{after}", answer)
+    assert chat.text + chat.answer == f"{before}\n\n<{{vision}}>\n\n Edit: {{caption}}!{after}{answer}"
+    assert chat.answer.strip() == answer.strip()
     assert chat.around("\n\n<", ">\n\n").text == chat.text
+
+
+@pytest.mark.parametrize("scheme", ["legacy", "first", "byte-level"])
+@pytest.mark.parametrize("family", CHATS)
+@pytest.mark.parametrize("text", ["{vision} Edit: {caption}!", "Edit: {vision} {caption}"])
+def test_the_tokens_of_a_chat_are_those_of_the_whole_text(text, family, scheme):
+    """Also where the answer begins, as LLaVA-1.5's, which a space parts from the question."""
+    tokenizer = chatty(None) if scheme == "byte-level" else sentencepiece(scheme)
+    tokenizer.add_special_tokens({"eos_token": "</s>", "additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<image>"]})
+    tokenizer.chat_template, (before, after, answer) = CHATS[family]
+    own = tokenizer(before + text.format(vision="<image>", caption="red") + after + answer, add_special_tokens=False)["input_ids"]
+    embed, nothing = nn.Embedding(len(tokenizer), 4), torch.zeros(1, 0, 4)
+    for pooled in ("all", "answer") if answer else ("all",):
+        prompt = TaskPrompt(Template(text, "key", pooled).in_chat(tokenizer), tokenizer).fill(embed, nothing, nothing, ["red"], 1)
+        image = embed.weight[tokenizer.convert_tokens_to_ids("<image>")]
+        filled = torch.where(prompt.seen[0, :, None], image, prompt.embeds[0])
+        torch.testing.assert_close(filled, embed(torch.tensor([tokenizer.bos_token_id, *own])), rtol=0, atol=0)
+
+
+def test_only_an_answer_after_the_image():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template, _ = CHATS["llava"]
+    chat = Template("Edit {vision}", "key").in_chat(tokenizer)
+    assert (chat.text, chat.answer) == ("USER: Edit {vision}", " ASSISTANT:")
+    after = Template(chat.text, "key", "after_image", chat.answer)
+    nothing = torch.zeros(1, 0, D)
+    pooled = TaskPrompt(after, tokenizer).fill(EMBED, nothing, nothing, None, 3).pooled
+    assert pooled.sum() == len(ids(" ASSISTANT:"))
 
 
 def test_an_answer_that_the_chat_does_not_begin():

@@ -97,7 +97,7 @@ def write_run(folder: Path, backbone: str, options: dict[str, Any], **encoder: A
             parameter.data += 0.1 * torch.randn_like(parameter)
     part = torch.nn.ModuleDict({"encoder": built})
     content = {
-        "state_dict": trained_state(part, part.state_dict()) | {"loss.log_temperature": torch.tensor(-2.0)},
+        "state_dict": trained_state(part, part.state_dict()) | {"loss.log_excess": torch.tensor(-2.0)},
         "tower": built.tower.key,
         "base": {option: base.key() for option, base in built.base_models().items()},
         CONFIG_KEY: yaml.safe_dump(config),

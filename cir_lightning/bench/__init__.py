@@ -1,0 +1,1 @@
+"""``cir bench``: where the time of training, encoding and ranking goes."""
