@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
-from cir_lightning.checkpoint import CONFIG_KEY, find_checkpoint, parse_config, read_checkpoint
+from cir_lightning.checkpoint import CONFIG_KEY, find_checkpoint, parse_config, read_checkpoint, usable_checkpoint
 from cir_lightning.cli import recipe_folder
 from cir_lightning.exported import is_exported
 from data_modules.errors import UserError
@@ -112,6 +112,7 @@ def resolve(argv: list[str]) -> list[str]:
         else:
             configs += ["--config", find_config(value)]
     if checkpoint:
+        checkpoint = usable_checkpoint(checkpoint)
         flags += ["--ckpt_path", str(checkpoint)]
         configs = configs or stored_config(checkpoint)
     return [argv[0], *configs, *flags]

@@ -11,13 +11,18 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from cir_lightning.guards import Guards
 from cir_lightning.results import Predictions, ResultPictures, ResultsTable
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
+    from cir_lightning.guards import OnNonfinite
 
-def standard_callbacks(command: str, root: Path, checkpoint: str | None, weights: str | None, monitor: str) -> list[Callback]:
+
+def standard_callbacks(
+    command: str, root: Path, checkpoint: str | None, weights: str | None, monitor: str, on_nonfinite: OnNonfinite
+) -> list[Callback]:
     """The callbacks of a command.
 
     Args:
@@ -26,9 +31,10 @@ def standard_callbacks(command: str, root: Path, checkpoint: str | None, weights
         checkpoint: path of the checkpoint, if one is loaded; its own run folder then takes the results.
         weights: what the model starts from; results without a checkpoint lie apart, so that they never replace those of a trained run.
         monitor: name of the figure that chooses the best checkpoint.
+        on_nonfinite: what a batch does whose gradient is no number.
     """
     if command == "fit":
-        watch = [ParameterTable(), PromptUsage()]
+        watch = [ParameterTable(), PromptUsage(), Guards(on_nonfinite)]
         kept = [best_checkpoint(root / "checkpoints", monitor), LastCheckpoint(root / "checkpoints")]
         return [*kept, *watch, ResultsTable(root, ""), ResultPictures(root)]
     folder = root / ("init_from" if weights else "untrained")

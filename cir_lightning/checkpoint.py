@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CONFIG_KEY = "config"
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # what a run goes on with, and what it goes on with where that is damaged
 
 
 def _kept(module: nn.Module) -> set[str]:
@@ -80,6 +82,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         found = sorted(str(p) for p in path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
         raise UserError(f"{path}: no such file; {'there are ' + ', '.join(found) if found else 'train one with cir fit'}")
     try:
+        _check_sums(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except PermissionError as error:
         raise UserError(f"{path}: may not be read; use another checkpoint, or change the file's permissions") from error
@@ -93,6 +96,31 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if wrong:
         raise UserError(f"{path}: this file holds no {wrong[0]}, so cir fit did not write it; use one from a run folder")
     return parts
+
+
+def _check_sums(path: Path) -> None:
+    """Refuse what is no zip file, as torch writes, or has a part with another checksum than it was written with."""
+    with zipfile.ZipFile(path) as file:
+        if bad := file.testzip():
+            raise zipfile.BadZipFile(bad)
+
+
+def usable_checkpoint(path: Path) -> Path:
+    """The checkpoint to go on with: the file itself, or of a ``last.ckpt`` that is damaged or missing the one before, which is said.
+
+    Raises:
+        UserError: neither can be read.
+    """
+    previous = path.with_name(PREVIOUS)
+    if path.name != LAST or not previous.is_file():
+        return path
+    try:
+        read_checkpoint(path)
+    except UserError as error:
+        read_checkpoint(previous)
+        print(f"{error}; going on with {previous}, the one before")
+        return previous
+    return path
 
 
 def parse_config(text: str, path: Path) -> dict[str, Any]:

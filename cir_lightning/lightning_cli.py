@@ -16,7 +16,10 @@ from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from cir_lightning.arguments import Parser, resolve, sentence
 from cir_lightning.backbones.mini import quiet_transformers
 from cir_lightning.callbacks import RunLog, RunProgress, standard_callbacks
-from cir_lightning.checkpoint import read_checkpoint
+from cir_lightning.checkpoint import LAST, PREVIOUS, read_checkpoint, usable_checkpoint
+from cir_lightning.checkpoint_io import CheckpointFiles
+from cir_lightning.distributed import lost_others
+from cir_lightning.guards import OnNonfinite
 from cir_lightning.module import CIRModule
 from cir_lightning.storage import replace_file
 from data_modules.base import CIRDataModule
@@ -36,6 +39,7 @@ NOISE = (  # warnings about what is meant to be so
     "Be aware that when using `ckpt_path`",
     "You are using a custom batch sampler",
     "predict returned None",
+    "It is recommended to use `self.log",  # figures are the same on every process
     "Checkpoint directory .* exists",
     "The dirpath has changed",
     "You're resuming from a checkpoint that ended before the epoch ended",
@@ -68,8 +72,9 @@ class CIRCLI(LightningCLI):
         parser.add_argument("--seed_everything", type=int, default=self.seed_everything_default, help="seed of weights and data")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """One seed for the weights and for the data."""
+        """One seed for the weights and for the data; what is to be done about gradients that are no numbers."""
         parser.link_arguments("seed_everything", "data.init_args.seed")
+        parser.add_argument("--on_nonfinite", type=OnNonfinite, default="stop", help="what a batch does whose gradient is no number")
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the stored config is in ``--config``, and explicit flags must win (Lightning pull request 21455)."""
@@ -88,8 +93,9 @@ class CIRCLI(LightningCLI):
         refuse_part_of_a_run(config.trainer)
         folder = Path(config.trainer.default_root_dir or "runs/unnamed") / "checkpoints"
         config.trainer.default_root_dir = str(folder.parent)
-        if config.ckpt_path == "last":
-            config.ckpt_path = str(folder / "last.ckpt")
+        goes_on = config.ckpt_path == "last"
+        if goes_on:
+            config.ckpt_path = self._last(folder)
         if config.ckpt_path:
             checkpoint = read_checkpoint(Path(config.ckpt_path))
             if self.subcommand == "fit":
@@ -97,12 +103,19 @@ class CIRCLI(LightningCLI):
             config.model.init_from = None  # the checkpoint has all that was trained
         elif self.subcommand == "predict" and not config.model.init_from:
             raise UserError("cir predict would rank with random weights; give --ckpt_path runs/NAME, or weights with --model.init_from")
-        elsewhere = not config.ckpt_path or Path(config.ckpt_path).resolve().parent != folder.resolve()
+        elsewhere = not goes_on and (not config.ckpt_path or Path(config.ckpt_path).resolve().parent != folder.resolve())
         if self.subcommand == "fit" and elsewhere and any(folder.glob("*.ckpt")):
             raise UserError(
                 f"run folder {folder.parent} already holds a run; go on with it by --ckpt_path last, or name another folder with "
                 "--trainer.default_root_dir"
             )
+
+    def _last(self, folder: Path) -> str | None:
+        """The run's last checkpoint; none for a training that has not got that far, as when a cluster starts a job again."""
+        if self.subcommand == "fit" and not any((folder / name).exists() for name in (LAST, PREVIOUS)):
+            print(f"--ckpt_path last: there is no checkpoint in {folder} yet; the run starts from its beginning")
+            return None
+        return str(usable_checkpoint(folder / LAST))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with TensorBoard in the run folder and the callbacks that every run has."""
@@ -112,15 +125,19 @@ class CIRCLI(LightningCLI):
         if ours or not fits:
             kwargs["logger"] = False
         self.trainer_defaults["callbacks"] = [
-            *standard_callbacks(str(self.subcommand), root, config.ckpt_path, config.model.init_from, config.model.monitor),
+            *standard_callbacks(
+                str(self.subcommand), root, config.ckpt_path, config.model.init_from, config.model.monitor, config.on_nonfinite
+            ),
             *([] if config.trainer.enable_progress_bar is False else [RunProgress(refresh_rate=5)]),
             *([RunLog(root)] if fits and ours else []),
             *([LearningRateMonitor("step")] if fits and config.trainer.logger is not False else []),
         ]
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, RuntimeError) as error:  # Lightning's own checks of its arguments
             raise UserError(f"the trainer cannot be made: {sentence(str(error))}; see the keys under trainer") from error
+        trainer.strategy.checkpoint_io = CheckpointFiles()
+        return trainer
 
 
 def refuse_part_of_a_run(trainer: Namespace) -> None:
@@ -202,6 +219,10 @@ def run(argv: list[str], kind: type[CIRCLI] = CIRCLI) -> CIRCLI | None:
         if error.filename is None:
             raise
         raise UserError(f"cannot use {error.filename}: {error.strerror}; name another folder with --trainer.default_root_dir") from error
+    except RuntimeError as error:
+        if lost := lost_others(error):
+            raise UserError(lost) from error
+        raise
     except ValueError as error:
         raise (_user_error_below(error) or error) from error.__cause__
     except SystemExit as left:

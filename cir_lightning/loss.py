@@ -42,8 +42,7 @@ class InfoNCE(nn.Module):
         temperature: tau, at the start if it is learned.
         learn_temperature: whether tau is trained.
         min_temperature: lower bound of a learned tau; without effect on a fixed one.
-        memory: targets of earlier batches, of all processes, that are negatives, too. They are not in checkpoints: a resumed run collects
-            them anew.
+        memory: targets of earlier batches, of all processes, that are negatives, too.
 
     Raises:
         UserError: ``temperature`` is not above its lower bound, or ``min_temperature`` is negative; ``memory`` is negative.
@@ -89,6 +88,10 @@ class InfoNCE(nn.Module):
     def temperature(self) -> Tensor:
         """Tau now, float scalar."""
         return self.floor + self.log_excess.exp()
+
+    def forget(self) -> None:
+        """Let go of the targets of earlier batches."""
+        self.past = None
 
     def forward(self, query: Tensor, target: Tensor, target_id: Tensor) -> Tensor:
         """Compute this process's share of the loss.

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from cir_lightning.cache import FeatureCache
 from cir_lightning.checkpoint import CONFIG_KEY, load_trained, trained_state
 from cir_lightning.chunks import WithinMemory, in_chunks
 from cir_lightning.compiling import compile_parts
+from cir_lightning.distributed import draw_seed
 from cir_lightning.encoder import Sight
 from cir_lightning.exported import check_base
 from cir_lightning.pictures import spread
@@ -26,6 +27,7 @@ from cir_lightning.retrieval.figures import averages, names, score
 from cir_lightning.retrieval.metrics import EmbeddingTable
 from cir_lightning.retrieval.protocol import check
 from cir_lightning.retrieval.ranking import Ranking, rank_all
+from cir_lightning.sharding import ShardedBase
 from cir_lightning.weights import find_weights, read_weights
 from data_modules.collate import PictureBatch, QueryBatch, TripletBatch, distinct
 from data_modules.errors import UserError
@@ -117,9 +119,13 @@ class CIRModule(LightningModule):
         """Read the weights, once."""
         if not self._built:
             self.encoder.restored = self.restores or self.init_from is not None
-            with self.trainer.strategy.tensor_init_context() if self._trainer else nullcontext():  # on the process' own device at once
+            strategy = self.trainer.strategy if self._trainer else None
+            part = strategy is None or isinstance(strategy, ShardedBase)  # of which a share alone may fit the process' own device
+            with nullcontext() if part else strategy.tensor_init_context():  # type: ignore[union-attr]
                 self.encoder.build()
             self._built = True
+            if isinstance(strategy, ShardedBase):
+                strategy.shard(self.encoder)
             if self.compiled:
                 compile_parts(self.encoder)
             if self.init_from:
@@ -144,6 +150,10 @@ class CIRModule(LightningModule):
                 "use ddp, where every process has all of them, or set quantisation to none"
             )
         check_precision(self.trainer.precision, self.trainer.strategy.root_device.type)
+        if self.chunk is not None and isinstance(self.trainer.strategy, ShardedBase):
+            raise UserError(
+                f"model.chunk={self.chunk} does not go with trainer.strategy=sharded, as processes differ in their chunks; use ddp"
+            )
         self._check_protocols(stage)
         self.configure_model()  # Lightning calls it after setup, which already needs the tower
         trained = self.restores or bool(self.init_from)
@@ -215,6 +225,10 @@ class CIRModule(LightningModule):
 
     # ---- training --------------------------------------------------------------------------------------------------------------
 
+    def on_train_batch_start(self, batch: TripletBatch, batch_idx: int) -> None:  # noqa: ARG002 - Lightning's signature
+        """Random numbers of a step (dropout) follow from seed, epoch, batch and process alone: a resumed run draws what it would have."""
+        torch.manual_seed(draw_seed(self.data.seed, self.trainer.current_epoch, batch_idx, self.global_rank))
+
     def training_step(self, batch: TripletBatch, batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's signature
         """InfoNCE of a batch of triplets; each distinct picture goes through the Connector and the target encoder once."""
         size = len(batch.captions)
@@ -231,7 +245,7 @@ class CIRModule(LightningModule):
             {"train/loss": contrast, "train/pull": pull, "train/temperature": self.loss.temperature}, batch_size=size, prog_bar=False
         )
         self.log("loss", contrast, prog_bar=True, logger=False, batch_size=size)
-        self.last_chosen = sight.chosen
+        self.last_chosen, self.last_batch, self.last_embeddings = sight.chosen, batch, (query.detach(), target.detach())
         total: Tensor = contrast + pull
         return total
 
@@ -254,6 +268,8 @@ class CIRModule(LightningModule):
         full = self.trainer.precision == "32-true"  # under autocast, Lightning refuses to clip the gradients of a fused optimizer
         optimizer = torch.optim.AdamW(groups, fused=full)
         total = self.trainer.estimated_stepping_batches
+        if self.warmup_steps >= total:
+            rank_zero_warn(f"model.warmup_steps={self.warmup_steps} of {total:.0f} steps: the learning rate never gets where it is set to")
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._lr_factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -338,6 +354,8 @@ class CIRModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what is trained, and what it was trained on."""
         checkpoint["state_dict"] = trained_state(self, checkpoint["state_dict"])
+        if "optimizer_states" in checkpoint and self.loss.past is not None:
+            checkpoint["memory"] = {"past": self.loss.past, "past_id": self.loss.past_id}
         checkpoint["tower"] = self.encoder.tower.key
         checkpoint["base"] = {option: base.key() for option, base in self.encoder.base_models().items()}
         if self.run_config:
@@ -348,6 +366,9 @@ class CIRModule(LightningModule):
         self._check_tower(str(checkpoint.get("tower")))
         for option, base in self.encoder.base_models().items():
             base.check_trained(checkpoint.get("base", {}).get(option, base.key()), "the checkpoint", "use the model of then")
+
+        for name, value in checkpoint.get("memory", {}).items():
+            setattr(self.loss, name, value.to(self.device))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: FBT001, FBT002 - torch's
         """Strict about what is trained; frozen weights come with the backbone."""

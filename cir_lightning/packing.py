@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WIDTH = 256  # tokens in a row, about; attention costs more in longer ones, and shorter ones are filled less evenly
+WASTE = 0.05  # share of padding where sequences of like length have a pass of their own
 WORTH = 0.03  # padded batches with less padding than this share stay as they are
 
 
@@ -64,7 +65,7 @@ def layout(lengths: Sequence[int]) -> Layout:
     return Layout(place, empty.scatter(0, place, number).view(rows, width), (empty + 1).scatter(0, place, position).view(rows, width))
 
 
-def alike(lengths: Sequence[int], waste: float = 0.05) -> list[list[int]]:
+def alike(lengths: Sequence[int], waste: float) -> list[list[int]]:
     """Groups of sequences of like length, as few as there can be with at most this share of padding in each; for what cannot be packed.
 
     >>> alike([5, 100, 98, 5, 4], waste=0.1)

@@ -118,8 +118,8 @@ class GroupedBatchSampler(Sampler[list[Draw]]):
 class ShardedBatchSampler(Sampler[list[int]]):
     """Evaluation batches whose content does not depend on the number of processes, so that results are equal to the last bit.
 
-    The fixed batches ``[b * B, (b + 1) * B)`` are dealt to the processes in turn. A process that would get none gets batch 0: encoding
-    something twice is harmless, having nothing to encode is not.
+    The fixed batches ``[b * B, (b + 1) * B)`` are dealt to the processes in turn. A process that would get one less than others gets batch
+    0 again: encoding something twice is harmless, and where processes share a model's layers they must all run it equally often.
 
     Args:
         length: number of items, at least 1.
@@ -130,7 +130,9 @@ class ShardedBatchSampler(Sampler[list[int]]):
 
     def __init__(self, length: int, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
         starts = range(0, length, batch_size)
-        self.batches = [list(range(at, min(at + batch_size, length))) for at in (starts[rank::world] or starts[:1])]
+        most = -(-len(starts) // world)
+        own = [*starts[rank::world], starts[0]][:most]
+        self.batches = [list(range(at, min(at + batch_size, length))) for at in own]
 
     def __len__(self) -> int:
         """Batches of this process."""

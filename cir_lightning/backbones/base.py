@@ -93,6 +93,7 @@ class Backbone(nn.Module, ABC):
         ends: token ids that every sequence begins and ends with, after :meth:`build`; None for what suits an LLM, see
             :meth:`cir_lightning.template.Template.fill`.
         packs: whether sequences may share rows, which :class:`cir_lightning.encoder.IntentEncoder` finds out.
+        lockstep: whether every process must run the LLM equally often, because each has only a part of it.
         own_pooling: the position that the model was itself trained to be pooled at, after :meth:`build`; None for an LLM.
     """
 
@@ -107,6 +108,7 @@ class Backbone(nn.Module, ABC):
     ends: tuple[list[int], list[int]] | None = None
     own_pooling: Literal["eos", "cls"] | None = None
     packs: bool = False
+    lockstep: bool = False
 
     def __init__(self) -> None:
         super().__init__()

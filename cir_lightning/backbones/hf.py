@@ -23,7 +23,7 @@ from cir_lightning.backbones.checkpoints import Checkpoint, Quantisation
 from cir_lightning.backbones.lora import adapt, check_over, without_adapters
 from cir_lightning.backbones.mini import quiet_transformers
 from cir_lightning.backbones.skeleton import on_meta, vision_shape
-from cir_lightning.packing import alike
+from cir_lightning.packing import WASTE, alike
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
@@ -280,7 +280,8 @@ class HFLVLM(Backbone):
         """See :class:`~cir_lightning.backbones.base.Backbone`."""
         if self.family.whole or (vision is None and self.family.causal):
             return super().read(embeds, mask, seen, vision)
-        parts, groups = [], [torch.tensor(group, device=mask.device) for group in alike(mask.sum(1).tolist())]
+        groups = [torch.tensor(group, device=mask.device) for group in alike(mask.sum(1).tolist(), 1 if self.lockstep else WASTE)]
+        parts = []
         for group in groups:
             length = int(mask[group].sum(1).max())
             given = None if vision is None else vision[group]

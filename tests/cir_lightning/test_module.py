@@ -194,16 +194,16 @@ def test_a_small_training_set_is_learnt_by_heart(tmp_path):
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory):
-    """What every process of worlds 1, 2 and 3 found."""
+    """What every process of worlds 1 to 4 found."""
     folder = tmp_path_factory.mktemp("worlds")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CIR_CACHE", str(folder / "cache"))
         run = subprocess.run([sys.executable, "-m", "fakes.worlds", str(folder)], capture_output=True, text=True, timeout=150, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
-    return {(world, rank): torch.load(folder / f"{world}-{rank}.pt") for world in (1, 2, 3) for rank in range(world)}
+    return {(world, rank): torch.load(folder / f"{world}-{rank}.pt") for world in (1, 2, 3, 4) for rank in range(world)}
 
 
-def test_evaluation_is_equal_on_1_2_and_3_processes(worlds):
+def test_evaluation_is_equal_on_1_to_4_processes(worlds):
     alone = worlds[1, 0]["before"]
     for place, out in worlds.items():
         assert out["before"]["metrics"] == alone["metrics"], place
@@ -211,7 +211,7 @@ def test_evaluation_is_equal_on_1_2_and_3_processes(worlds):
             assert torch.equal(out["before"]["scores"][name], scores), place
 
 
-def test_the_first_gradient_is_equal_on_1_2_and_3_processes(worlds):
+def test_the_first_gradient_is_equal_on_1_to_4_processes(worlds):
     alone = worlds[1, 0]["gradients"]
     assert alone["encoder.soft_prompt.keys"].abs().max() > 1e-3
     for place, out in worlds.items():

@@ -1,4 +1,4 @@
-"""The same short run on 1, 2 and 3 real processes: ``python -m fakes.worlds FOLDER``.
+"""The same short run on 1 to 4 real processes: ``python -m fakes.worlds FOLDER``.
 
 The processes are forked (after one slow import) and find each other as under torchrun. Every process writes ``<world>-<rank>.pt``.
 """
@@ -19,7 +19,7 @@ from cir_lightning.prompt_pool import PromptPool
 from fakes.build import tiny_encoder, tiny_module, tiny_trainer
 from fakes.tiny import TinyCIR
 
-WORLDS = (3, 2, 1)  # the last one in a fork too: a process that has run a backward pass must not be forked
+WORLDS = (4, 3, 2, 1)  # the last one in a fork too: a process that has run a backward pass must not be forked
 GLOBAL_BATCH = 24
 
 
@@ -36,7 +36,7 @@ def work(rank: int, world: int, port: int, folder: Path) -> None:
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {key: str(value) for key, value in place.items()}
     torch.set_num_threads(1)
-    data = TinyCIR(str(folder), batch_size=GLOBAL_BATCH // world, eval_batch_size=22)  # 40 pictures: the third process would get none
+    data = TinyCIR(str(folder), batch_size=GLOBAL_BATCH // world, eval_batch_size=22)  # 40 pictures: two of four would get none
     module = tiny_module(encoder=tiny_encoder(soft_prompt=PromptPool(6, 2, chosen=2)))
     trainer = tiny_trainer(
         folder,

@@ -1,0 +1,143 @@
+"""Runs that are stopped at any moment end as if nothing had happened."""
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from fakes.build import tiny_encoder, tiny_module, tiny_trainer
+from fakes.tiny import TinyCIR
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from cir_lightning.checkpoint import CONFIG_KEY, read_checkpoint, usable_checkpoint
+from cir_lightning.checkpoint_io import CheckpointFiles
+from cir_lightning.connector import Resampler
+from cir_lightning.distributed import draw_seed
+from cir_lightning.loss import InfoNCE
+from data_modules.errors import UserError
+
+KILLS = 6
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CIR_CACHE", str(tmp_path / "cache"))
+
+
+def test_killed_again_and_again_a_run_ends_bit_equal(tmp_path):
+    """With dropout, negatives of earlier batches, the alignment, in the middle of epochs, and while checkpoints are written."""
+    run = subprocess.run(
+        [sys.executable, "-m", "fakes.kills", str(tmp_path), str(KILLS)], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert int(re.search(r"killed: (\d+) kills", run.stdout)[1]) >= KILLS // 2
+    for name in ("last.ckpt", "best.ckpt"):
+        whole, killed = (read_checkpoint(tmp_path / run_ / "run" / "checkpoints" / name) for run_ in ("whole", "killed"))
+        assert whole["global_step"] == killed["global_step"]
+        assert all(torch.equal(tensor, killed["state_dict"][key]) for key, tensor in whole["state_dict"].items())
+    assert not list((tmp_path / "killed" / "run" / "checkpoints").glob(".*"))
+
+
+def test_memory_and_dropout_go_on(tmp_path):
+    class Weights(Callback):
+        def on_train_end(self, trainer, pl_module):
+            self.end = {name: p.detach().clone() for name, p in pl_module.named_parameters() if p.requires_grad}
+
+    def fit(seed, checkpoint=None):
+        module, weights = tiny_module(seed, encoder=tiny_encoder(connector=Resampler(4, 32, depth=1, heads=4, dropout=0.3))), Weights()
+        module.loss = InfoNCE(temperature=0.1, memory=50)
+        keep = ModelCheckpoint(tmp_path / f"run{seed}", filename="{step}", save_top_k=-1, every_n_train_steps=3)
+        trainer = tiny_trainer(tmp_path, max_steps=8, callbacks=[keep, weights], enable_checkpointing=True)
+        trainer.fit(module, datamodule=TinyCIR(str(tmp_path)), ckpt_path=checkpoint)
+        return weights.end
+
+    whole, resumed = fit(0), fit(1, tmp_path / "run0" / "step=3.ckpt")
+    assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
+    assert torch.load(tmp_path / "run0" / "step=3.ckpt", weights_only=True)["memory"]["past"].shape == (50, 32)
+
+
+def test_seeds_differ_where_anything_does():
+    places = [(seed, epoch, batch, rank) for seed in (0, 1) for epoch in (0, 1) for batch in (0, 1) for rank in (0, 1)]
+    seeds = {draw_seed(*place) for place in places}
+    assert len(seeds) == 16
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert draw_seed(0, 1, 2, 3) == draw_seed(0, 1, 2, 3)
+
+
+def content(step):
+    """What a run would keep."""
+    return {
+        "state_dict": {"a": torch.full((1000,), float(step))},
+        CONFIG_KEY: "",
+        "pytorch-lightning_version": "",
+        "tower": "",
+        "global_step": step,
+    }
+
+
+def flip(path, record="data/0"):
+    """Change one bit of a tensor."""
+    with zipfile.ZipFile(path) as file:
+        (info,) = [info for info in file.infolist() if info.filename.endswith(record)]
+        raw = bytearray(path.read_bytes())
+    at = raw.index(torch.full((1000,), 2.0).numpy().tobytes()[:64], info.header_offset)
+    raw[at + 2] ^= 1
+    path.write_bytes(raw)
+
+
+def test_the_one_before_is_kept_and_taken_when_the_last_is_damaged(tmp_path, capsys):
+    last, files = tmp_path / "last.ckpt", CheckpointFiles()
+    (tmp_path / ".last.ckpt.77").write_bytes(b"of a killed process")
+    for step in (1, 2):
+        files.save_checkpoint(content(step), last)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == ["last.ckpt", "previous.ckpt"]
+    assert usable_checkpoint(last) == last
+    flip(last)
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        read_checkpoint(last)
+    assert usable_checkpoint(last) == tmp_path / "previous.ckpt"
+    assert f"{last}: not a readable checkpoint" in (out := capsys.readouterr().out)
+    assert "going on with" in out
+    assert read_checkpoint(tmp_path / "previous.ckpt")["global_step"] == 1
+    last.unlink()
+    assert usable_checkpoint(last) == tmp_path / "previous.ckpt"
+    (tmp_path / "previous.ckpt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"previous\.ckpt: not a readable checkpoint"):
+        usable_checkpoint(last)
+
+
+FULL = """
+import resource, sys, torch
+from pathlib import Path
+from cir_lightning.checkpoint_io import CheckpointFiles
+path = Path(sys.argv[1])
+CheckpointFiles().save_checkpoint({"step": 1, "a": torch.zeros(1000)}, path)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+CheckpointFiles().save_checkpoint({"step": 2, "a": torch.zeros(100_000)}, path)
+print("goes on", torch.load(path, weights_only=True)["step"], sorted(p.name for p in path.parent.iterdir()))
+"""
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path, name):
+    folder = tmp_path / "checkpoints"
+    run = subprocess.run([sys.executable, "-c", FULL, str(folder / name)], capture_output=True, text=True, check=False)
+    assert run.stdout == f"goes on 1 ['{name}']\n", run.stderr
+    assert f"cannot write {folder / name} (" in run.stderr
+    assert f"): training goes on, and {name} stays as it was; make room on its disk" in run.stderr
+
+
+def test_a_run_that_has_no_checkpoint_yet_starts_from_its_beginning(tmp_path, capsys):
+    from fakes.runs import write_recipe
+
+    from cir_lightning.cli import main
+
+    recipe = write_recipe(tmp_path)
+    assert main(["fit", "--config", str(recipe), "--ckpt_path", "last"]) == 0
+    out = capsys.readouterr().out
+    assert f"--ckpt_path last: there is no checkpoint in {Path(tmp_path) / 'run' / 'checkpoints'} yet; the run starts from its" in out
+    assert main(["test", "--config", str(recipe), "--trainer.default_root_dir", str(tmp_path / "none"), "--ckpt_path", "last"]) == 2
