@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+LITTLE = 1.01  # of the least that rows can take in all: what attention in narrower rows saves is more
 WIDTH = 256  # tokens in a row, about; attention costs more in longer ones, and shorter ones are filled less evenly
 WASTE = 0.05  # share of padding where sequences of like length have a pass of their own
 WORTH = 0.03  # padded batches with less padding than this share stay as they are
@@ -47,7 +48,7 @@ def deal(lengths: Sequence[int], rows: int) -> tuple[int, list[tuple[int, int]]]
 
 
 def layout(lengths: Sequence[int]) -> Layout:
-    """Deal sequences to rows of nearly the same number of tokens; the number of rows is the one near the wanted width that wastes least.
+    """Deal sequences to rows of nearly the same number of tokens: the narrowest rows near the wanted width that waste little.
 
     >>> layout([3, 1, 2]).number.tolist()  # of 6 tokens, one row
     [[0, 0, 0, 2, 2, 1]]
@@ -55,7 +56,8 @@ def layout(lengths: Sequence[int]) -> Layout:
     wanted = sum(lengths) / max(WIDTH, *lengths)
     counts = range(max(1, int(wanted / 1.5)), max(1, int(wanted * 1.5)) + 1)
     tried = [(rows, *deal(lengths, rows)) for rows in counts[:: max(1, len(counts) // 8)]]
-    rows, width, places = min(tried, key=lambda one: one[0] * one[1])
+    least = min(rows * width for rows, width, _ in tried)
+    rows, width, places = min((one for one in tried if one[0] * one[1] <= LITTLE * least), key=lambda one: one[1])
     length = torch.tensor(lengths)
     start = torch.tensor([row * width + at for row, at in places])
     number = torch.arange(len(lengths)).repeat_interleave(length)
