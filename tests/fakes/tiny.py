@@ -24,6 +24,8 @@ from data_modules.images import content_hash
 from data_modules.records import Benchmark, EvaluationSet, Picture, Query, Triplet
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from cir_lightning.backbones.lora import LoRA
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "pink", "brown", "cyan")
@@ -32,14 +34,16 @@ WORDS = (*COLOURS, *SHAPES, "but", "as", "a", "Edit", "Picture", "in")
 SIDE = 48
 
 
-def tiny_tokenizer(*, bos: bool = True) -> PreTrainedTokenizerFast:
-    """A byte-level BPE that knows the benchmark's words, with and without the space before, as one token each."""
+def tiny_tokenizer(words: Iterable[str] = WORDS, *, bos: bool = True) -> PreTrainedTokenizerFast:
+    """A byte-level BPE that knows some words, by default the benchmark's, with and without the space before, as one token each."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=["<s>"], initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator([word for w in WORDS for word in (w, f" {w}")] * 3, trainer)
+    trainer = trainers.BpeTrainer(
+        vocab_size=500 if words is WORDS else 10_000, special_tokens=["<s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([word for w in words for word in (w, f" {w}")] * 3, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **({"bos_token": "<s>"} if bos else {}))
 
 
