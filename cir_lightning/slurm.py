@@ -80,14 +80,17 @@ class Job(NamedTuple):
         for key in ("environment", "stage"):
             if (value := getattr(self, key)) and not Path(value).exists():
                 raise UserError(f"{key.upper()}={value}: no such file or folder")
+        self._check_configs()
+        return self
+
+    def _check_configs(self) -> None:
         for config in self.configs:
             if not any(path.is_file() for path in (Path(config), recipe_folder() / config)):
                 raise UserError(f"CONFIG={config}: no such file, and no recipe of that name; cir --help lists them")
-        if not self.configs:
-            raise UserError(
-                "CONFIG is missing: a recipe, and overlays behind it, such as CONFIG='fashioniq.yaml backbones/qwen2.5-vl.yaml'"
-            )
-        return self
+        if not self.configs and self.command == "fit":
+            raise UserError("CONFIG is missing: a recipe, and overlays behind it: CONFIG='fashioniq.yaml backbones/qwen2.5-vl.yaml'")
+        if self.command == "test" and not self.name:
+            raise UserError("NAME is missing: of the run that is to be tested, which lies in runs/NAME")
 
 
 def render(job: Job) -> str:
@@ -132,15 +135,13 @@ def _stage(job: Job) -> list[str]:
 
 
 def _words(job: Job, devices: int) -> list[str]:
-    folder = f"runs/{job.name}" + ("/$(basename $config .yaml)" if job.array else "")
+    folder = f"runs/{job.name}" + ('/$(basename "$config" .yaml)' if job.array else "")
     configs = ['--config "$config"'] if job.array else [f"--config {shlex.quote(config)}" for config in job.configs]
-    words = [job.cir, job.command, *configs, f'--trainer.default_root_dir "{folder}"']
-    if job.command == "fit":
-        strategy = ["--trainer.strategy ddp"] if devices * job.nodes > 1 else []
-        words += [f"--trainer.num_nodes {job.nodes}", f"--trainer.devices {devices}", *strategy, "--trainer.enable_progress_bar false"]
-    words += ["--ckpt_path last"]
-    words += ['--data.root "$staged"'] if job.stage else []
-    return [*words, *map(shlex.quote, job.options)]
+    run = [f'--trainer.default_root_dir "{folder}"', "--ckpt_path last"] if job.command == "fit" else [f"--ckpt_path {folder}"]
+    strategy = ["--trainer.strategy ddp"] if devices * job.nodes > 1 else []
+    machines = [f"--trainer.num_nodes {job.nodes}", f"--trainer.devices {devices}", *strategy, "--trainer.enable_progress_bar false"]
+    staged = ['--data.root "$staged"'] if job.stage else []
+    return [job.cir, job.command, *configs, *run, *machines, *staged, *map(shlex.quote, job.options)]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -165,7 +166,7 @@ def read(argv: list[str]) -> tuple[Job, bool]:
     dry, study, configs = bool(asked.pop("dry")), asked["command"] == "study", asked["configs"].split()
     asked |= {"configs": configs, "online": bool(asked["online"]), "options": tuple(shlex.split(asked["options"])), "array": study}
     asked["command"] = "fit" if study else asked["command"]
-    asked["name"] = asked["name"] or (Path(configs[0]).stem if configs else "run")
+    asked["name"] = asked["name"] or (Path(configs[0]).stem if configs else "")
     return Job(**asked).check(), dry
 
 
