@@ -26,7 +26,7 @@ from cir_lightning.distributed import rank, world_size
 from cir_lightning.storage import lock, writing
 from data_modules.errors import UserError
 from data_modules.folders import cache_root
-from data_modules.images import TRANSFORM_VERSION, load_image, to_tensor
+from data_modules.images import TRANSFORM_VERSION, content_hash, load_image, to_tensor
 from data_modules.pixels import processors
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class FeatureCache:
         shape = len(mine.entries), self.tower.patches, self.tower.width
         features = torch.empty(shape, dtype=self.tower.dtype)
         at = 0
-        for part in self._encode([where[entry] for entry in mine.entries]):
+        for part in self._encode([(where[entry], entry) for entry in mine.entries]):
             features[at : at + len(part)] = part
             at += len(part)
             bar.update(len(part))
@@ -177,7 +177,7 @@ class FeatureCache:
             write_shard(path, rows, shape, DTYPES[self.tower.dtype], mine.entries)
 
     @torch.no_grad()
-    def _encode(self, pictures: list[Picture]) -> Iterator[Tensor]:
+    def _encode(self, pictures: list[tuple[Picture, str]]) -> Iterator[Tensor]:
         device = self.tower.device
         size = BATCH if device.type == "cpu" else GPU_BATCH
         batches = [pictures[start : start + size] for start in range(0, len(pictures), size)]
@@ -187,13 +187,16 @@ class FeatureCache:
                 pixels, ahead = torch.stack(list(ahead)), pool.map(self._square, following)
                 yield self.tower(pixels.to(device)).cpu()
 
-    def _square(self, picture: Picture) -> Tensor:
+    def _square(self, known: tuple[Picture, str]) -> Tensor:
+        picture, entry = known
         try:
             image = load_image(picture.path, picture.box)
         except UserError as error:
             raise UserError(
                 f"{error}; cir data check lists all such pictures, and --data.missing=skip leaves the listed ones out"
             ) from error
+        if not entry.startswith(content_hash(picture.path)):  # else these would be the features of what it was before
+            raise UserError(f"picture {picture.path} was changed while its features were made; start again, when nothing writes pictures")
         return to_tensor(image, self.tower.image_size, self.transform)
 
 

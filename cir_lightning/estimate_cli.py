@@ -98,8 +98,9 @@ def make_setting(asked: argparse.Namespace, cli: Any) -> Setting:
     from cir_lightning.estimate_report import PICTURES, Setting
 
     trainer, data = cli.config.fit.trainer, cli.datamodule
-    devices = asked.devices or (int(trainer.devices) if str(trainer.devices).isdigit() else 1)
-    nodes = asked.nodes or trainer.num_nodes
+    devices, nodes = asked.devices or _devices(trainer.devices), asked.nodes or trainer.num_nodes
+    if nodes < 1:
+        raise UserError(f"trainer.num_nodes={nodes} is not possible; set it to 1 or more")
     sources = [data, *([data.train] if getattr(data, "train", None) is not None else [])]
     known = [PICTURES.get(type(source).__name__) for source in sources]
     return Setting(
@@ -107,6 +108,7 @@ def make_setting(asked: argparse.Namespace, cli: Any) -> Setting:
         nodes=nodes,
         devices=devices,
         batch_size=data.batch_size,
+        chunk=cli.model.chunk,
         precision=str(trainer.precision or "32-true"),
         steps=_steps(trainer, sources[-1], nodes * devices),
         accumulate=trainer.accumulate_grad_batches,
@@ -115,6 +117,20 @@ def make_setting(asked: argparse.Namespace, cli: Any) -> Setting:
         caption_words=asked.caption_words,
         pictures=asked.pictures or (None if None in known else sum(filter(None, known))),
     )
+
+
+def _devices(devices: int | str | list[int]) -> int:
+    """How many ``trainer.devices`` means: a number, or a list of their numbers, which may be text.
+
+    Raises:
+        UserError: only the machine knows.
+    """
+    listed = devices.strip("[]").split(",") if isinstance(devices, str) and "," in devices else devices
+    if isinstance(listed, list):
+        return len(listed)
+    if str(listed).isdigit() and int(listed) > 0:
+        return int(listed)
+    raise UserError(f"trainer.devices={devices} does not say how many; set --devices")
 
 
 def _steps(trainer: Any, training_set: Any, processes: int) -> int | None:

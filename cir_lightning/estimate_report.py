@@ -48,6 +48,7 @@ class Setting:
         nodes: machines.
         devices: GPUs of each.
         batch_size: B, triplets of one process.
+        chunk: pictures, queries or targets whose activations are in memory at once; None for all of a batch.
         precision: of the trainer, as ``bf16-mixed``.
         steps: of the whole run, optimizer steps; None if unknown.
         accumulate: batches to a step.
@@ -61,6 +62,7 @@ class Setting:
     nodes: int
     devices: int
     batch_size: int
+    chunk: int | None
     precision: str
     steps: int | None
     accumulate: int
@@ -158,39 +160,70 @@ def parameters_table(encoder: Encoder) -> Table:
 
 def memory_tables(encoder: Encoder, setting: Setting, passes: list[Pass], trainable: int, weights: float) -> list[Table]:
     """Memory of one GPU in a training step, without and with gradient checkpointing; and whether it is enough."""
-    precision, llm = precision_of(encoder, setting), llm_of(encoder)
-    sight, pictures = sight_cost(encoder), 2 * setting.batch_size
-    fixed = {"weights": weights, **optimizer_bytes(trainable, processes=setting.processes, autocast=precision.autocast)}
-    grows = {
-        "features of the pictures": (float(pictures * feature_bytes(encoder)),) * 2,
-        "activations, Connector and soft prompt": (pictures * sight.bytes,) * 2,
-    }
-    if llm is not None and trainable:
-        grows["activations, LLM"] = tuple(activation_bytes(llm, passes, precision, checkpointing=on) for on in (False, True))  # type: ignore[assignment]
+    autocast = precision_of(encoder, setting).autocast
+    fixed = {"weights": weights, **optimizer_bytes(trainable, processes=setting.processes, autocast=autocast)}
+    constant, grows = activations(encoder, setting, passes, trainable=trainable > 0)
+    constant = {name: (value, value) for name, value in fixed.items()} | constant
     usable = setting.gpu.memory * GIB * (1 - setting.margin)
-    totals = [sum(fixed.values()) + sum(pair[at] for pair in grows.values()) for at in (0, 1)]
-    batch = [(usable - sum(fixed.values())) / sum(pair[at] for pair in grows.values()) * setting.batch_size for at in (0, 1)]
-    rows: list[Row] = [(name, (value, value)) for name, value in fixed.items()]
-    rows += [*grows.items(), ("all", tuple(totals)), (f"{setting.gpu.name} less {setting.margin:.0%}", (usable, usable))]
+    start, growing = ([sum(pair[at] for pair in some.values()) for at in (0, 1)] for some in (constant, grows))
+    totals = [start[at] + growing[at] for at in (0, 1)]
+    batch = [(usable - start[at]) / growing[at] * setting.batch_size for at in (0, 1)]
+    rows: list[Row] = [*constant.items(), *grows.items(), ("all", tuple(totals))]
+    rows += [(f"{setting.gpu.name} less {setting.margin:.0%}", (usable, usable))]
     fits: list[Row] = [
         ("fits", tuple("yes" if total <= usable else "no" for total in totals)),
         (LARGEST, tuple(max(0, int(size)) for size in batch)),
     ]
-    without = () if llm is not None else ("there is no LLM to keep activations of; those of the small networks are left out",)
+    notes = () if llm_of(encoder) is not None else ("there is no LLM to keep activations of; those of the small networks are left out",)
     return [
-        Table("memory of one GPU", _both_ways("bytes", encoder), rows, without),
+        Table("memory of one GPU", _both_ways("bytes", encoder), rows, notes + _trained_tower(encoder)),
         Table(f"batch_size {setting.batch_size} on {setting.gpu.name}", _both_ways("", encoder), fits),
     ]
 
 
+Pair = tuple[float, float]  # without and with gradient checkpointing
+
+
+def activations(encoder: Encoder, setting: Setting, passes: list[Pass], *, trainable: bool) -> tuple[dict[str, Pair], dict[str, Pair]]:
+    """Bytes that do not depend on the batch size, and bytes that grow with it.
+
+    In chunks, one of them at a time keeps its activations, and of the batch there are what the Connector and the soft prompt made of its
+    pictures, and the gradient of that.
+    """
+    llm, sight, pictures = llm_of(encoder), sight_cost(encoder), 2 * setting.batch_size
+    grows: dict[str, Pair] = {"features of the pictures": (float(pictures * feature_bytes(encoder)),) * 2}
+    chunk = min(setting.chunk or pictures, pictures)
+    seeing = (chunk * sight.bytes,) * 2
+    if llm is None or not trainable:
+        return {}, grows | {"activations, Connector and soft prompt": seeing}
+    precision, together = precision_of(encoder, setting), [passes]
+    if setting.chunk:
+        together = [[Pass(min(chunk, one.sequences), one.length)] for one in passes]
+    off, on = (max(activation_bytes(llm, some, precision, checkpointing=on) for some in together) for on in (False, True))
+    if not setting.chunk:
+        return {}, grows | {"activations, Connector and soft prompt": seeing, "activations, LLM": (off, on)}
+    tokens = int(getattr(encoder.connector, "queries", 0)) + encoder.soft_prompt.length  # type: ignore[union-attr, operator]
+    kept = float(2 * 4 * pictures * (tokens * int(llm.config.hidden_size) + encoder.tower.width))
+    constant = {f"activations of a chunk of {chunk}": (max(seeing[0], off), max(seeing[1], on))}
+    return constant, grows | {"image tokens and soft prompts, with gradients": (kept, kept)}
+
+
+def _trained_tower(encoder: Encoder) -> tuple[str, ...]:
+    """What is left out where the vision tower has adapters."""
+    told = "the vision tower has adapters: pictures go through it at every step, and its activations, FLOPs and time are not counted"
+    return (told,) if encoder.tower.trained else ()
+
+
 def compute_table(encoder: Encoder, setting: Setting, passes: list[Pass]) -> Table:
     """FLOPs of a batch on one GPU, and time at the stated utilisation, without and with gradient checkpointing."""
-    llm, seeing = llm_of(encoder), 2 * setting.batch_size * sight_cost(encoder).flops
+    llm, chunked = llm_of(encoder), setting.chunk is not None  # each chunk is computed forward once more
+    seeing = 2 * setting.batch_size * sight_cost(encoder).flops * (4 / 3 if chunked else 1)
     trainable = sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad)
     rows: list[Row] = []
     totals = [seeing, seeing]
     if llm is not None:
         both = [llm_flops(llm, passes, checkpointing=on) for on in (False, True)]
+        both = [one._replace(again=one.again + one.forward * chunked) for one in both]
         if not trainable:
             both = [Flops(one.forward, 0, 0) for one in both]
         rows += [(f"LLM, {part} [TFLOP]", tuple(getattr(one, part) / 1e12 for one in both)) for part in ("forward", "backward", "again")]
@@ -211,7 +244,7 @@ def compute_table(encoder: Encoder, setting: Setting, passes: list[Pass]) -> Tab
         ("vision tower, once for each picture [TFLOP]", (tower_flops(encoder) / 1e12,) * 2),
     ]
     notes = ("not counted: reading, validation, communication of processes; every picture of a batch is taken to be another one",)
-    return Table("compute", _both_ways("", encoder), rows, notes)
+    return Table("compute", _both_ways("", encoder), rows, notes + _trained_tower(encoder))
 
 
 def cache_table(encoder: Encoder, setting: Setting) -> Table:

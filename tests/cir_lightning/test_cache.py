@@ -163,6 +163,22 @@ def test_another_transform_has_other_features(paths, folder):
     assert sorted(p.name for p in folder.iterdir()) == [f"tiny-letterbox-{TRANSFORM_VERSION}", f"tiny-squash-{TRANSFORM_VERSION}"]
 
 
+def test_a_picture_that_changes_while_it_is_encoded_leaves_no_entry(paths, folder, monkeypatch):
+    """Its features would lie under the hash of what it was."""
+
+    def late(path, box):
+        if path == paths[3]:
+            draw(path, "cyan", "square")
+        return load_image(path, box)
+
+    monkeypatch.setattr(cache, "load_image", late)
+    with pytest.raises(UserError, match=r"yellow\.png was changed while its features were made; start again"):
+        FeatureCache(TinyTower(), folder=folder).open(pictures(paths))
+    assert not shards(folder)
+    monkeypatch.undo()
+    assert torch.equal(FeatureCache(TinyTower(), folder=folder).open(pictures(paths))[:], direct(paths))
+
+
 def shards(folder):
     return sorted(folder.glob("*/*.safetensors"))
 

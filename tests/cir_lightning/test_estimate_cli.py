@@ -100,6 +100,42 @@ def test_the_numbers_of_the_paper_recipe_on_the_mini_model(capsys):
     assert compute["triplets a second, all GPUs"] == pytest.approx(8 * 128 / seconds)
 
 
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        (["--trainer.devices=[0,2,3]"], "1 x 3"),
+        (["--trainer.devices='0,1'"], "1 x 2"),
+        (["--trainer.devices=4", "--trainer.num_nodes=2"], "2 x 4"),
+        (["--trainer.devices=auto", "--devices=8"], "1 x 8"),
+    ],
+)
+def test_how_many_devices(options, shown, capsys):
+    assert estimated(capsys, "--config=emoji.yaml", *options)[0].startswith(f"{shown} h100-80")
+
+
+def test_chunks_take_memory_once_and_time_again(capsys):
+    """By hand from the figures of a batch as large as the chunk."""
+    whole = estimated(capsys, "--config=emoji.yaml", "--data.batch_size=16")[1]
+    chunked = estimated(capsys, "--config=emoji.yaml", "--data.batch_size=512", "--model.chunk=16")[1]
+    once, now = (column(tables["memory of one GPU"], "all activations kept") for tables in (whole, chunked))
+    queries = whole["tokens"]["query"]["of one"] / sum(side["of one"] for side in whole["tokens"].values())
+    chunk = now["activations of a chunk of 16"]
+    assert queries * once["activations, LLM"] < chunk < 1.05 * queries * once["activations, LLM"]  # the longer side; a mask more than that
+    assert now["image tokens and soft prompts, with gradients"] == 2 * 1024 * 4 * ((8 + 2) * 576 + 496)
+    assert now["features of the pictures"] == 1024 * 25 * 496 * 2
+    work, again = (column(tables["compute"], "all activations kept") for tables in (whole, chunked))
+    assert again["LLM, again [TFLOP]"] == pytest.approx(again["LLM, forward [TFLOP]"])
+    assert again["all, of a batch on one GPU [TFLOP]"] > 32 * work["all, of a batch on one GPU [TFLOP]"]
+    assert chunked["batch_size 512 on h100-80"]["largest batch_size"]["all activations kept (recipe)"] > 100_000
+
+
+def test_adapters_on_the_vision_tower_are_told(capsys, tmp_path):
+    configs = ["--config=fashioniq.yaml", "--config=backbones/llava-1.5.yaml", *model_options("llava-1.5.yaml", tmp_path)]
+    adapters = '--model.encoder.init_args.backbone.init_args.vision_lora={"rank": 4, "targets": ["q_proj"]}'
+    assert estimated(capsys, *configs, adapters)[0].count("the vision tower has adapters: pictures go through it at every step") == 2
+    assert "the vision tower has adapters" not in estimated(capsys, *configs)[0]
+
+
 def qwen():
     text = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28}
     rope = {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6}
@@ -160,6 +196,10 @@ def test_what_does_not_fit(capsys, tmp_path):
     [
         (["--gpu=h1000"], r"argument --gpu: invalid choice: 'h1000'"),
         (["--nodes=0"], r"--nodes=0 is not possible; set it to 1 or more"),
+        (["--trainer.devices=auto"], "trainer.devices=auto does not say how many; set --devices"),
+        (["--trainer.devices=-1"], "trainer.devices=-1 does not say how many"),
+        (["--trainer.devices=0"], "trainer.devices=0 does not say how many"),
+        (["--trainer.num_nodes=0"], "trainer.num_nodes=0 is not possible; set it to 1 or more"),
         (["--utilisation=40"], r"--utilisation=40.0 is no share; set it above 0 and up to 1"),
         (["--margin=1"], r"--margin=1.0 is no share"),
         (["--model.lrr=1"], "lrr"),
