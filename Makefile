@@ -51,8 +51,10 @@ clean:
 
 # SLURM: make slurm-fit CONFIG=fashioniq.yaml NODES=2 GPUS=8 [NAME= TIME= PARTITION= ACCOUNT= CPUS= TASKS= CONTAINER= ENVIRONMENT= STAGE= ONLINE=1
 # CIR= ARGS="--data.batch_size 32" DRY=1]; GPUS=0 TASKS=2 for machines without GPUs; DRY=1 only shows the script.
+SUBMIT ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+CIR    ?= $(if $(wildcard $(BIN)/cir),$(CURDIR)/$(BIN)/cir,cir)
 slurm-fit slurm-test slurm-study:
-	@$(PYTHON) -m cir_lightning.slurm $(@:slurm-%=%) --configs "$(CONFIG)" --name "$(NAME)" --options "$(ARGS)" --dry "$(DRY)" --online "$(ONLINE)" \
+	@$(SUBMIT) -m cir_lightning.slurm $(@:slurm-%=%) --configs "$(CONFIG)" --name "$(NAME)" --options "$(ARGS)" --dry "$(DRY)" --online "$(ONLINE)" \
 	  $(foreach v,NODES GPUS TASKS CPUS TIME PARTITION ACCOUNT CONTAINER ENVIRONMENT STAGE CIR,$(if $($(v)),--$(shell echo $(v) | tr A-Z a-z) "$($(v))"))
 
 slurm-status:
