@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 RUN    := runs/demo
 export OMP_WAIT_POLICY = PASSIVE   # torch is 10 to 50 times slower beside a busy process without it
 
-.PHONY: demo test lint bench bench-gpu weights clean
+.PHONY: demo test lint bench bench-gpu weights clean slurm-fit slurm-test slurm-study slurm-status
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -48,3 +48,14 @@ weights: $(VENV)/installed
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist
+
+# SLURM: make slurm-fit CONFIG=fashioniq.yaml NODES=2 GPUS=8 [NAME= TIME= PARTITION= ACCOUNT= CPUS= TASKS= CONTAINER= ENVIRONMENT= STAGE= ONLINE=1
+# CIR= ARGS="--data.batch_size 32" DRY=1]; GPUS=0 TASKS=2 for machines without GPUs; DRY=1 only shows the script.
+SUBMIT ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+CIR    ?= $(if $(wildcard $(BIN)/cir),$(CURDIR)/$(BIN)/cir,cir)
+slurm-fit slurm-test slurm-study:
+	@$(SUBMIT) -m cir_lightning.slurm $(@:slurm-%=%) --configs "$(CONFIG)" --name "$(NAME)" --options "$(ARGS)" --dry "$(DRY)" --online "$(ONLINE)" \
+	  $(foreach v,NODES GPUS TASKS CPUS TIME PARTITION ACCOUNT CONTAINER ENVIRONMENT STAGE CIR,$(if $($(v)),--$(shell echo $(v) | tr A-Z a-z) "$($(v))"))
+
+slurm-status:
+	@squeue --me --format "%.10i %.20j %.10T %.12M %.6D %R"

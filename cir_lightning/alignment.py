@@ -17,6 +17,7 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
+from cir_lightning import stops
 from cir_lightning.distributed import draw_seed
 from cir_lightning.encoder import IntentEncoder
 from data_modules.errors import UserError
@@ -111,6 +112,8 @@ class TitleAlignment(Callback):
             self._parts[name].load_state_dict(state)
         with tqdm(total=self.steps, initial=self.done, desc="Aligning", unit="step", disable=not trainer.is_global_zero) as bar:
             while self.done < self.steps:
+                if stops.asked:
+                    raise KeyboardInterrupt
                 torch.manual_seed(draw_seed(module.data.seed, "align", self.done))  # dropout: the same on every process, and after a resume
                 draw = torch.Generator().manual_seed(module.data.seed * self.steps + self.done)
                 chosen = pictures[torch.randperm(len(pictures), generator=draw)[: self.batch_size]]

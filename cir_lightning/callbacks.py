@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from cir_lightning import stops
 from cir_lightning.guards import Guards
 from cir_lightning.results import Predictions, ResultPictures, ResultsTable
 
@@ -35,7 +37,7 @@ def standard_callbacks(
     """
     if command == "fit":
         watch = [ParameterTable(), PromptUsage(), Guards(on_nonfinite)]
-        kept = [best_checkpoint(root / "checkpoints", monitor), LastCheckpoint(root / "checkpoints")]
+        kept = [Stops(), best_checkpoint(root / "checkpoints", monitor), LastCheckpoint(root / "checkpoints")]
         return [*kept, *watch, ResultsTable(root, ""), ResultPictures(root)]
     folder = root / ("init_from" if weights else "untrained")
     if checkpoint:
@@ -87,6 +89,31 @@ class LastCheckpoint(ModelCheckpoint):
         trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
             print(f"\nstopped at step {trainer.global_step}; go on with the same command and --ckpt_path last ({path})")
+
+
+class Stops(Callback):
+    """Stops all processes before the same batch when one of them was asked to; :class:`LastCheckpoint` then saves."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002 - Lightning's signature
+        """From now on there is something to save. In place of Lightning's handler, which waits for other processes within a signal."""
+        stops.listen(signal.SIGTERM)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """Stop between two steps."""
+        self._stop(trainer)
+
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Stop in a validation, which is then done again."""
+        if trainer.state.fn == "fit":
+            self._stop(trainer)
+
+    @staticmethod
+    def _stop(trainer: Trainer) -> None:
+        strategy = trainer.strategy
+        asked = int(strategy.reduce(torch.tensor(stops.asked or 0, device=strategy.root_device), reduce_op="max"))
+        if asked:
+            stops.asked = signal.Signals(asked)
+            raise KeyboardInterrupt
 
 
 class RunLog(Callback):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
+
+from cir_lightning import stops
 
 COMMANDS = {
     "fit": "train a model:            cir fit --config emoji.yaml",
@@ -21,7 +24,7 @@ COMMANDS = {
     "convert": "convert a checkpoint:     cir convert qwen-vl-chat SRC DST",
 }
 LIGHT = ("bench", "cache", "data", "estimate", "export", "convert")  # modules of their own, which import what they need when they need it
-USAGE_ERROR, STOPPED = 2, 130
+USAGE_ERROR = 2
 
 
 def recipe_folder() -> Path:
@@ -51,7 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: without the program's name; by default those of the process.
 
     Returns:
-        The exit code: 0, 2 for a mistake of the user (one sentence on stderr), 130 when stopped by Ctrl-C, 1 if data are incomplete.
+        The exit code: 0, 2 for a mistake of the user (one sentence on stderr), 130 when stopped by Ctrl-C, 143 by SIGTERM, 1 if data are
+        incomplete.
     """
     argv = sys.argv[1:] if arguments is None else arguments
     if not argv or argv[0] in {"-h", "--help"}:
@@ -68,6 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
+    if argv[0] == "fit" and stops.in_slurm():
+        stops.listen(signal.SIGUSR1)  # by itself it would kill the process, and imports take seconds
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads otherwise spin: 10 to 50 times slower beside a busy process
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
@@ -78,7 +84,7 @@ def _run(argv: list[str]) -> int:
             what = f"package {error.name.partition('.')[0]} is missing"
         return _fail(f"{what}; install what constraints.txt names, see the README")
     except KeyboardInterrupt:
-        return STOPPED
+        return stops.leave()
 
 
 def _dispatch(argv: list[str]) -> int:

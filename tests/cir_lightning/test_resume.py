@@ -28,11 +28,11 @@ def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CIR_CACHE", str(tmp_path / "cache"))
 
 
-def test_killed_again_and_again_a_run_ends_bit_equal(tmp_path):
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM"])
+def test_killed_again_and_again_a_run_ends_bit_equal(tmp_path, how):
     """With dropout, negatives of earlier batches, the alignment, in the middle of epochs, and while checkpoints are written."""
-    run = subprocess.run(
-        [sys.executable, "-m", "fakes.kills", str(tmp_path), str(KILLS)], capture_output=True, text=True, timeout=200, check=False
-    )
+    command = [sys.executable, "-m", "fakes.kills", str(tmp_path), str(KILLS), how]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     assert int(re.search(r"killed: (\d+) kills", run.stdout)[1]) >= KILLS // 2
     for name in ("last.ckpt", "best.ckpt"):

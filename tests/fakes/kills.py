@@ -1,4 +1,4 @@
-"""Runs that are killed and go on: ``python -m fakes.kills FOLDER KILLS``.
+"""Runs that are killed and go on: ``python -m fakes.kills FOLDER KILLS SIGNAL``.
 
 One slow import, then every run is a fork of this process that types ``cir fit``. A run is killed after a random time, started again, killed
 again ... until one reaches its end. Prints a line for every kill: the steps that were done, and what it was doing.
@@ -52,13 +52,14 @@ def fit(folder: Path, log: Path, *, slow: bool) -> int:
     os._exit(code)
 
 
-def run_to_the_end(folder: Path, log: Path, kills: int, lasts: float, draw: random.Random) -> int:
+def run_to_the_end(folder: Path, log: Path, kills: int, how: signal.Signals, lasts: float, draw: random.Random) -> int:
     """Kill so many times, then let it finish; how many kills hit a running process.
 
     Args:
         folder: with ``tiny.yaml``.
         log: what the runs say.
         kills: how many.
+        how: the signal.
         lasts: how long an undisturbed run takes, seconds.
         draw: random numbers.
     """
@@ -68,9 +69,10 @@ def run_to_the_end(folder: Path, log: Path, kills: int, lasts: float, draw: rand
         time.sleep(draw.uniform(0.3, 1) * lasts)
         done, _ = os.waitpid(process, os.WNOHANG)
         if not done:
-            os.kill(process, signal.SIGKILL)
-            os.waitpid(process, 0)
-            hit += 1
+            os.kill(process, how)
+            left = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+            assert left in (-how, 128 + how, 0), left  # 0: it was at its end
+            hit += left != 0
         found = folder / "run" / "checkpoints"
         half = [path.name for path in found.glob(".*")] if found.is_dir() else []
         steps = [read_checkpoint(path)["global_step"] for path in sorted(found.glob("*.ckpt")) if path.name != "best.ckpt"]
@@ -82,17 +84,17 @@ def run_to_the_end(folder: Path, log: Path, kills: int, lasts: float, draw: rand
     return hit
 
 
-def start(folder: Path, kills: int) -> None:
+def start(folder: Path, kills: int, how: signal.Signals) -> None:
     """An undisturbed run in ``whole``, one that is killed in ``killed``."""
     lasts = 0.0
     for name, count in (("whole", 0), ("killed", kills)):
         (folder / name).mkdir()
         write_recipe(folder / name)
         begun = time.monotonic()
-        hit = run_to_the_end(folder / name, folder / f"{name}.log", count, lasts, random.Random(0))
+        hit = run_to_the_end(folder / name, folder / f"{name}.log", count, how, lasts, random.Random(0))
         lasts = time.monotonic() - begun
         print(f"{name}: {hit} kills, {lasts:.1f} s", flush=True)
 
 
 if __name__ == "__main__":
-    start(Path(sys.argv[1]), int(sys.argv[2]))
+    start(Path(sys.argv[1]), int(sys.argv[2]), signal.Signals[sys.argv[3]])

@@ -1,0 +1,194 @@
+"""Jobs for Slurm: ``make slurm-fit CONFIG=fashioniq.yaml NODES=2 GPUS=8``. Standard library only; nothing slow is imported.
+
+One script for every job. It asks for as many tasks per node as there are devices, signals the tasks (not the shell) before the time is up,
+and may be started again: ``--ckpt_path last`` goes on where the job was, or starts the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from cir_lightning.cli import recipe_folder
+from data_modules.errors import UserError
+
+NOTICE = 120  # seconds before the end of its time at which a job is told
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+TIME = re.compile(r"(\d+-)?\d{1,3}(:\d{2}){0,2}")
+
+
+class Job(NamedTuple):
+    """What is asked of Slurm.
+
+    Attributes:
+        command: ``fit`` or ``test``.
+        configs: recipe and overlays; with ``array``, each is a run of its own.
+        name: of the job and of its folder in ``runs``.
+        nodes: machines.
+        gpus: of each machine; 0 for none.
+        tasks: processes on each machine without GPUs.
+        cpus: processors of each process; 0 for the cluster's default.
+        time: as Slurm writes it.
+        partition: where to run; empty for the default.
+        account: who pays; empty for the default.
+        container: image for ``srun --container-image``; empty for none.
+        environment: a file that is sourced, such as a virtual environment's ``bin/activate``; empty for none.
+        stage: a folder that is copied to each node's own disk, where ``data.root`` then is; empty for none.
+        online: whether nodes may reach the Hugging Face hub.
+        array: whether every config is a task of an array.
+        cir: the program.
+        options: further options of ``cir``.
+    """
+
+    command: str
+    configs: list[str]
+    name: str
+    nodes: int = 1
+    gpus: int = 1
+    tasks: int = 1
+    cpus: int = 0
+    time: str = "24:00:00"
+    partition: str = ""
+    account: str = ""
+    container: str = ""
+    environment: str = ""
+    stage: str = ""
+    online: bool = False
+    array: bool = False
+    cir: str = "cir"
+    options: tuple[str, ...] = ()
+
+    def check(self) -> Job:
+        """Itself.
+
+        Raises:
+            UserError: a value that no job can have.
+        """
+        for key, least in (("nodes", 1), ("gpus", 0), ("tasks", 1), ("cpus", 0)):
+            if (value := getattr(self, key)) < least:
+                raise UserError(f"{key.upper()}={value} is not possible; set it to {least} or more")
+        for key in ("name", "partition", "account"):
+            if (value := getattr(self, key)) and not NAME.fullmatch(value):
+                raise UserError(f"{key.upper()}={value!r} is no name for Slurm; use letters, digits, dots, dashes and underscores")
+        if not TIME.fullmatch(self.time):
+            raise UserError(f"TIME={self.time!r} is no time; write minutes, hours:minutes:seconds, or days-hours, such as 1-12")
+        for key in ("environment", "stage"):
+            if (value := getattr(self, key)) and not Path(value).exists():
+                raise UserError(f"{key.upper()}={value}: no such file or folder")
+        self._check_configs()
+        return self
+
+    def _check_configs(self) -> None:
+        for config in self.configs:
+            if not any(path.is_file() for path in (Path(config), recipe_folder() / config)):
+                raise UserError(f"CONFIG={config}: no such file, and no recipe of that name; cir --help lists them")
+        if not self.configs and self.command == "fit":
+            raise UserError("CONFIG is missing: a recipe, and overlays behind it: CONFIG='fashioniq.yaml backbones/qwen2.5-vl.yaml'")
+        if self.command == "test" and not self.name:
+            raise UserError("NAME is missing: of the run that is to be tested, which lies in runs/NAME")
+
+
+def render(job: Job) -> str:
+    """The script for ``sbatch``."""
+    devices = job.gpus or job.tasks
+    asked = {
+        "job-name": job.name,
+        "nodes": job.nodes,
+        "ntasks-per-node": devices,
+        "gpus-per-node": job.gpus,
+        "cpus-per-task": job.cpus,
+        "time": job.time,
+        "partition": job.partition,
+        "account": job.account,
+        "array": f"0-{len(job.configs) - 1}" if job.array else "",
+        "output": f"runs/{job.name}/slurm-%{'A_%a' if job.array else 'j'}.log",
+        "open-mode": "append",
+        "signal": f"USR1@{NOTICE}",  # without B: the tasks are told, and not the shell
+    }
+    lines = ["#!/bin/bash", *(f"#SBATCH --{key}={value}" for key, value in asked.items() if value), "#SBATCH --requeue", "", "set -eu"]
+    lines += [f"source {shlex.quote(str(Path(job.environment).resolve()))}"] if job.environment else []
+    lines += ["export OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false", *([] if job.online else ["export HF_HUB_OFFLINE=1"])]
+    lines += [*_array(job), *_stage(job)]
+    container = f"--container-image={shlex.quote(job.container)} " if job.container else ""
+    lines += ["", f"exec srun --kill-on-bad-exit=1 {container}{' '.join(_words(job, devices))}", ""]
+    return "\n".join(lines)
+
+
+def _array(job: Job) -> list[str]:
+    if not job.array:
+        return []
+    return [f"configs=({' '.join(map(shlex.quote, job.configs))})", "config=${configs[$SLURM_ARRAY_TASK_ID]}"]
+
+
+def _stage(job: Job) -> list[str]:
+    """One copy for each node; what is there already, as after a restart, is not copied again."""
+    if not job.stage:
+        return []
+    source = shlex.quote(str(Path(job.stage).resolve()))
+    there = f'"${{SLURM_TMPDIR:-${{TMPDIR:-/tmp}}}}/cir-{job.name}"'
+    return [f"staged={there}", f"srun --ntasks-per-node=1 bash -c \"mkdir -p '$staged' && cp -au {source}/. '$staged'\""]
+
+
+def _words(job: Job, devices: int) -> list[str]:
+    folder = f"runs/{job.name}" + ('/$(basename "$config" .yaml)' if job.array else "")
+    configs = ['--config "$config"'] if job.array else [f"--config {shlex.quote(config)}" for config in job.configs]
+    run = [f'--trainer.default_root_dir "{folder}"', "--ckpt_path last"] if job.command == "fit" else [f"--ckpt_path {folder}"]
+    strategy = ["--trainer.strategy ddp"] if devices * job.nodes > 1 else []
+    machines = [f"--trainer.num_nodes {job.nodes}", f"--trainer.devices {devices}", *strategy, "--trainer.enable_progress_bar false"]
+    staged = ['--data.root "$staged"'] if job.stage else []
+    return [job.cir, job.command, *configs, *run, *machines, *staged, *map(shlex.quote, job.options)]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def read(argv: list[str]) -> tuple[Job, bool]:
+    """The job, and whether it is only shown."""
+    parser = _Parser(prog="slurm", allow_abbrev=False)
+    parser.add_argument("command", choices=["fit", "test", "study"])
+    for name, kind in Job.__annotations__.items():
+        if name in {"nodes", "gpus", "tasks", "cpus"}:
+            parser.add_argument(f"--{name}", type=int, default=Job._field_defaults[name])
+        elif name not in {"command", "options", "online", "array"}:
+            assert kind
+            parser.add_argument(f"--{name}", default=Job._field_defaults.get(name, ""))
+    parser.add_argument("--online", default="")
+    parser.add_argument("--options", default="")
+    parser.add_argument("--dry", default="")
+    asked = vars(parser.parse_args(argv))
+    dry, study, configs = bool(asked.pop("dry")), asked["command"] == "study", asked["configs"].split()
+    asked |= {"configs": configs, "online": bool(asked["online"]), "options": tuple(shlex.split(asked["options"])), "array": study}
+    asked["command"] = "fit" if study else asked["command"]
+    asked["name"] = asked["name"] or (Path(configs[0]).stem if configs else "")
+    return Job(**asked).check(), dry
+
+
+def main(argv: list[str]) -> int:
+    """Show or submit a job; the exit code."""
+    try:
+        job, dry = read(argv)
+        script = render(job)
+        if dry:
+            print(script, end="")
+            return 0
+        folder = Path("runs") / job.name
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "job.sh"
+        path.write_text(script, encoding="utf-8")
+        return subprocess.run(["sbatch", str(path)], check=False).returncode
+    except FileNotFoundError:
+        print("slurm: there is no sbatch here; log in where jobs are submitted, or set DRY=1 to see the script", file=sys.stderr)
+    except (UserError, ValueError) as error:
+        print(f"slurm: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,171 @@
+"""Scripts for Slurm, and processes that are asked to stop. That the scripts work on a real Slurm is for ``tests/cluster``."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cir_lightning import stops
+from cir_lightning.slurm import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def shown(capsys, *arguments):
+    """The lines of the script that would be submitted."""
+    assert main([*arguments, "--dry", "1"]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_job_on_two_machines(capsys):
+    lines = shown(
+        capsys, "fit", "--configs", "fashioniq.yaml backbones/qwen2.5-vl.yaml", "--nodes", "2", "--gpus", "8", "--partition", "a100"
+    )
+    assert lines[0] == "#!/bin/bash"
+    assert {
+        "#SBATCH --nodes=2",
+        "#SBATCH --ntasks-per-node=8",
+        "#SBATCH --gpus-per-node=8",
+        "#SBATCH --signal=USR1@120",  # not B:, which tells the shell alone
+        "#SBATCH --requeue",
+        "#SBATCH --open-mode=append",
+        "#SBATCH --output=runs/fashioniq/slurm-%j.log",
+        "#SBATCH --partition=a100",
+        "export HF_HUB_OFFLINE=1",
+    } <= set(lines)
+    assert lines[-1] == (
+        "exec srun --kill-on-bad-exit=1 cir fit --config fashioniq.yaml --config backbones/qwen2.5-vl.yaml "
+        '--trainer.default_root_dir "runs/fashioniq" --ckpt_path last --trainer.num_nodes 2 --trainer.devices 8 --trainer.strategy ddp '
+        "--trainer.enable_progress_bar false"
+    )
+
+
+def test_machines_without_gpus(capsys):
+    lines = shown(
+        capsys, "fit", "--configs", "emoji.yaml", "--gpus", "0", "--tasks", "2", "--name", "mine", "--options", "--data.batch_size 8"
+    )
+    assert not [line for line in lines if "gpus" in line]
+    assert "#SBATCH --ntasks-per-node=2" in lines
+    assert '"runs/mine"' in lines[-1]
+    assert lines[-1].endswith(" --data.batch_size 8")
+
+
+def test_one_process_needs_no_strategy(capsys):
+    assert "ddp" not in shown(capsys, "fit", "--configs", "emoji.yaml")[-1]
+
+
+def test_scoring_a_run(capsys):
+    last = shown(capsys, "test", "--name", "mine", "--gpus", "4")[-1]
+    assert " cir test --ckpt_path runs/mine --trainer.num_nodes 1 --trainer.devices 4 " in last
+
+
+def test_an_array_has_a_folder_for_each_run(capsys):
+    lines = shown(capsys, "study", "--configs", "emoji.yaml cirr.yaml", "--name", "both")
+    assert "#SBATCH --array=0-1" in lines
+    assert "#SBATCH --output=runs/both/slurm-%A_%a.log" in lines
+    script = "\n".join(
+        ["SLURM_ARRAY_TASK_ID=1", *[line for line in lines if line.startswith("config")], "echo", lines[-1].replace("exec srun", "echo")]
+    )
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert "--config cirr.yaml --trainer.default_root_dir runs/both/cirr --ckpt_path last" in done.stdout
+
+
+def test_data_on_the_nodes_own_disk(capsys, tmp_path):
+    source = tmp_path / "my data"
+    (source / "images").mkdir(parents=True)
+    (source / "images" / "a.png").write_text("a")
+    lines = shown(capsys, "fit", "--configs", "fashioniq.yaml", "--stage", str(source), "--environment", str(source / "images" / "a.png"))
+    assert f"source '{source / 'images' / 'a.png'}'" in lines
+    assert '--data.root "$staged"' in lines[-1]
+    staging = [line for line in lines if line.startswith(("staged=", "srun"))]
+    script = "\n".join(['srun() { shift; "$@"; }', f"TMPDIR={tmp_path}", *staging])
+    subprocess.run(["bash", "-euc", script], check=True)
+    assert (tmp_path / "cir-fashioniq" / "images" / "a.png").read_text() == "a"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["fit"], "CONFIG is missing: a recipe, and overlays behind it"),
+        (["fit", "--configs", "nope.yaml"], "CONFIG=nope.yaml: no such file, and no recipe of that name; cir --help lists them"),
+        (["fit", "--configs", "emoji.yaml", "--nodes", "0"], "NODES=0 is not possible; set it to 1 or more"),
+        (["fit", "--configs", "emoji.yaml", "--nodes", "two"], "argument --nodes: invalid int value: 'two'"),
+        (["fit", "--configs", "emoji.yaml", "--name", "a b"], "NAME='a b' is no name for Slurm; use letters, digits, dots, dashes and"),
+        (["fit", "--configs", "emoji.yaml", "--partition", "x\n#SBATCH --uid=0"], "PARTITION='x\\n#SBATCH --uid=0' is no name for Slurm"),
+        (
+            ["fit", "--configs", "emoji.yaml", "--time", "soon"],
+            "TIME='soon' is no time; write minutes, hours:minutes:seconds",
+        ),
+        (["fit", "--configs", "emoji.yaml", "--stage", "/nowhere"], "STAGE=/nowhere: no such file or folder"),
+        (["fit", "--configs", "emoji.yaml", "--options", "'"], "No closing quotation"),
+        (["test"], "NAME is missing: of the run that is to be tested, which lies in runs/NAME"),
+    ],
+)
+def test_bad_values(arguments, sentence, capsys):
+    assert main([*arguments, "--dry", "1"]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_without_slurm(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    assert main(["fit", "--configs", "emoji.yaml"]) == 2
+    assert "there is no sbatch here; log in where jobs are submitted, or set DRY=1" in capsys.readouterr().err
+
+
+def test_make_hands_everything_on():
+    words = [
+        "make",
+        "-s",
+        "slurm-fit",
+        "CONFIG=emoji.yaml",
+        "NODES=3",
+        "GPUS=2",
+        "TIME=10",
+        "ARGS=--model.lr 1e-4",
+        "DRY=1",
+        f"PYTHON={sys.executable}",
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert "#SBATCH --nodes=3" in done.stdout
+    assert "#SBATCH --time=10" in done.stdout
+    assert done.stdout.rstrip().endswith("--model.lr 1e-4")
+
+
+def test_signals_are_only_noted(monkeypatch):
+    monkeypatch.setattr(stops, "asked", None)
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        stops.listen(signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stops.asked is signal.SIGUSR1
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_exit_codes(monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr(stops, "asked", None)
+    assert stops.leave() == 130
+    monkeypatch.setattr(stops, "asked", signal.SIGTERM)
+    assert stops.leave() == 143
+    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "$@" > "$0.said"\nexit ${FAILS:-0}\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(stops, "asked", signal.SIGUSR1)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert stops.in_slurm()
+    assert stops.leave() == 0  # another process asks
+    assert not (tmp_path / "scontrol.said").exists()
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert stops.leave() == 0
+    assert (tmp_path / "scontrol.said").read_text() == "requeue 17\n"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "16")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    monkeypatch.setenv("FAILS", "1")
+    assert stops.leave() == 1
+    assert (tmp_path / "scontrol.said").read_text() == "requeue 16_3\n"
+    assert "cannot requeue job 16_3" in capfd.readouterr().out
