@@ -66,7 +66,7 @@ def run_to_the_end(folder: Path, log: Path, kills: int, how: signal.Signals, las
     hit = 0
     for number in range(kills):
         process = fit(folder, log, slow=number % 2 == 1)
-        time.sleep(draw.uniform(0.3, 1) * lasts)
+        time.sleep(draw.uniform(0.3, 0.8) * lasts)
         done, _ = os.waitpid(process, os.WNOHANG)
         if not done:
             os.kill(process, how)
