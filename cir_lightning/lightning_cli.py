@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -159,6 +160,7 @@ def refuse_to_go_on(checkpoint: dict[str, Any], path: str, max_steps: int) -> No
 
     Raises:
         UserError: it has weights alone, or its run is finished.
+        SystemExit: its run is finished, and Slurm has started the job once more, as after the loss of a node: all is well.
     """
     if "optimizer_states" not in checkpoint:
         raise UserError(
@@ -166,6 +168,9 @@ def refuse_to_go_on(checkpoint: dict[str, Any], path: str, max_steps: int) -> No
             f"--model.init_from {path}"
         )
     if 0 <= max_steps <= (done := checkpoint.get("global_step", 0)):
+        if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
+            print(f"--ckpt_path {path}: all of {done} steps are done already")
+            raise SystemExit(0)
         raise UserError(
             f"--ckpt_path {path}: {done} steps are done already, and trainer.max_steps is {max_steps}; set it higher to go on, or score "
             "what there is with cir validate or cir test"

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from fakes.runs import write_recipe
 
 from cir_lightning import stops
+from cir_lightning.cli import main as cir
 from cir_lightning.slurm import main
 
 ROOT = Path(__file__).parents[2]
@@ -133,6 +135,17 @@ def test_make_hands_everything_on():
     assert "#SBATCH --nodes=3" in done.stdout
     assert "#SBATCH --time=10" in done.stdout
     assert done.stdout.rstrip().endswith("--model.lr 1e-4")
+
+
+def test_a_finished_job_that_is_started_again_is_finished(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CIR_CACHE", str(tmp_path / "cache"))
+    fit = ["fit", "--config", str(write_recipe(tmp_path)), "--ckpt_path", "last"]
+    assert cir(fit) == 0
+    assert cir(fit) == 2
+    assert "2 steps are done already, and trainer.max_steps is 2; set it higher" in capsys.readouterr().err
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert cir(fit) == 0
+    assert "last.ckpt: all of 2 steps are done already" in capsys.readouterr().out
 
 
 def test_signals_are_only_noted(monkeypatch):
