@@ -1,6 +1,7 @@
 # make demo   trains CIR-LVLM on EmojiCIR and shows the results
 # make test   lints, types and tests
 # make bench  measures time and memory of ranking beside the published repositories' way
+# make test-cluster  starts a Slurm on this machine, and preempts, kills and starves real jobs (root; apt-get install slurm-wlm munge)
 # make bench-gpu  trains 7B models with random weights on a GPU and holds cir estimate against it
 # All make the environment in .venv first; a second run installs nothing again.
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN    := $(VENV)/bin
 RUN    := runs/demo
 export OMP_WAIT_POLICY = PASSIVE   # torch is 10 to 50 times slower beside a busy process without it
 
-.PHONY: demo test lint bench bench-gpu weights clean slurm-fit slurm-test slurm-study slurm-status
+.PHONY: demo test test-cluster lint bench bench-gpu weights clean slurm-fit slurm-test slurm-study slurm-status
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +37,9 @@ lint: $(VENV)/installed
 test: lint
 	$(BIN)/python -m pytest
 
+test-cluster: $(VENV)/installed
+	$(BIN)/python -m pytest tests/cluster
+
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-columns min,median,rounds
 
@@ -50,12 +54,12 @@ clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist
 
 # SLURM: make slurm-fit CONFIG=fashioniq.yaml NODES=2 GPUS=8 [NAME= TIME= PARTITION= ACCOUNT= CPUS= TASKS= CONTAINER= ENVIRONMENT= STAGE= ONLINE=1
-# CIR= ARGS="--data.batch_size 32" DRY=1]; GPUS=0 TASKS=2 for machines without GPUs; DRY=1 only shows the script.
+# SBATCH="--qos=long --mem=0" CIR= ARGS="--data.batch_size 32" DRY=1]; GPUS=0 TASKS=2 for machines without GPUs; DRY=1 only shows the script.
 SUBMIT ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 CIR    ?= $(if $(wildcard $(BIN)/cir),$(CURDIR)/$(BIN)/cir,cir)
 slurm-fit slurm-test slurm-study:
 	@$(SUBMIT) -m cir_lightning.slurm $(@:slurm-%=%) --configs "$(CONFIG)" --name "$(NAME)" --options "$(ARGS)" --dry "$(DRY)" --online "$(ONLINE)" \
-	  $(foreach v,NODES GPUS TASKS CPUS TIME PARTITION ACCOUNT CONTAINER ENVIRONMENT STAGE CIR,$(if $($(v)),--$(shell echo $(v) | tr A-Z a-z) "$($(v))"))
+	  $(foreach v,NODES GPUS TASKS CPUS TIME PARTITION ACCOUNT CONTAINER ENVIRONMENT STAGE SBATCH CIR,$(if $($(v)),--$(shell echo $(v) | tr A-Z a-z)="$($(v))"))
 
 slurm-status:
 	@squeue --me --format "%.10i %.20j %.10T %.12M %.6D %R"

@@ -114,13 +114,18 @@ def resolve(argv: list[str]) -> list[str]:
     if checkpoint:
         checkpoint = usable_checkpoint(checkpoint)
         flags += ["--ckpt_path", str(checkpoint)]
-        configs = configs or stored_config(checkpoint)
+        configs = configs or stored_config(checkpoint, argv[0])
     return [argv[0], *configs, *flags]
 
 
-def stored_config(checkpoint: Path) -> list[str]:
-    """The words that give the parser a checkpoint's own config; none for ``last``, whose folder only a config can name."""
+def stored_config(checkpoint: Path, command: str) -> list[str]:
+    """The words that give the parser a checkpoint's own config; none for ``last``, whose folder only a config can name.
+
+    A run that was trained on a cluster is scored by one process anywhere: only ``fit`` takes over how many machines and devices there were.
+    """
     if str(checkpoint) == "last":
         return []
     config = parse_config(read_checkpoint(checkpoint)[CONFIG_KEY], checkpoint)
+    if command != "fit":
+        config["trainer"] = {**config.get("trainer", {}), "num_nodes": 1, "devices": 1, "strategy": "auto"}
     return ["--config", yaml.safe_dump({key: value for key, value in config.items() if key != "ckpt_path"})]

@@ -51,8 +51,8 @@ STATISTICS = 256 * 2**20  # bytes of features that the standardiser is fitted on
 class CIRModule(LightningModule):
     """Contrastive training and exact retrieval evaluation of any :class:`~cir_lightning.encoder.Encoder`.
 
-    Logs ``train/loss``, ``train/temperature`` and, in percent, every figure of every evaluation set and of their averages, by name:
-    ``val/fashioniq/original/avg/R@10``.
+    Logs ``train/loss`` of the batch of all processes, ``train/temperature`` and, in percent, every figure of every evaluation set and of
+    their averages, by name: ``val/fashioniq/original/avg/R@10``.
 
     Args:
         encoder: the model.
@@ -241,10 +241,10 @@ class CIRModule(LightningModule):
         with stage(LOSS):
             contrast = self.loss(query, target, batch.content)
         pull = sight.pull[place].mean()  # of every reference and target, so that it does not depend on how processes share the batch
-        self.log_dict(
-            {"train/loss": contrast, "train/pull": pull, "train/temperature": self.loss.temperature}, batch_size=size, prog_bar=False
-        )
-        self.log("loss", contrast, prog_bar=True, logger=False, batch_size=size)
+        losses = self.trainer.strategy.reduce(torch.stack([contrast, pull]).detach(), reduce_op="mean")  # of the whole batch
+        shown = {"train/loss": losses[0], "train/pull": losses[1], "train/temperature": self.loss.temperature}
+        self.log_dict(shown, batch_size=size, prog_bar=False)
+        self.log("loss", losses[0], prog_bar=True, logger=False, batch_size=size)
         self.last_chosen, self.last_batch, self.last_embeddings = sight.chosen, batch, (query.detach(), target.detach())
         total: Tensor = contrast + pull
         return total

@@ -6,11 +6,13 @@ is small, stays whole everywhere and has its gradients averaged, as under DDP: o
 
 from __future__ import annotations
 
+from datetime import timedelta  # noqa: TC003 - jsonargparse reads it
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy, StrategyRegistry
+from torch.distributed.constants import default_pg_timeout
 from torch.distributed.fsdp import fully_shard
 
 from cir_lightning.backbones.base import layers_of
@@ -27,10 +29,13 @@ class ShardedBase(ModelParallelStrategy):
     """FSDP2 of the frozen layers over all processes; ``--trainer.strategy sharded``.
 
     Every process reads the whole base into its own main memory before it gives up what others keep.
+
+    Args:
+        timeout: how long a process waits for another before it ends.
     """
 
-    def __init__(self) -> None:
-        super().__init__(save_distributed_checkpoint=False)
+    def __init__(self, timeout: timedelta = default_pg_timeout) -> None:
+        super().__init__(save_distributed_checkpoint=False, timeout=timeout)
 
     def setup_environment(self) -> None:
         """All processes share the layers."""

@@ -1,7 +1,7 @@
 """Jobs for Slurm: ``make slurm-fit CONFIG=fashioniq.yaml NODES=2 GPUS=8``. Standard library only; nothing slow is imported.
 
-One script for every job. It asks for as many tasks per node as there are devices, signals the tasks (not the shell) before the time is up,
-and may be started again: ``--ckpt_path last`` goes on where the job was, or starts the run.
+One script for every job. It asks for as many tasks per node as there are devices, and may be started again. A training's tasks (not its
+shell) are told before the time is up, and ``--ckpt_path last`` goes on where the job was, or starts the run.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Job(NamedTuple):
         container: image for ``srun --container-image``; empty for none.
         environment: a file that is sourced, such as a virtual environment's ``bin/activate``; empty for none.
         stage: a folder that is copied to each node's own disk, where ``data.root`` then is; empty for none.
+        sbatch: further words for ``sbatch``, such as ``--qos=long --mem=0``.
         online: whether nodes may reach the Hugging Face hub.
         array: whether every config is a task of an array.
         cir: the program.
@@ -58,6 +59,7 @@ class Job(NamedTuple):
     container: str = ""
     environment: str = ""
     stage: str = ""
+    sbatch: str = ""
     online: bool = False
     array: bool = False
     cir: str = "cir"
@@ -80,6 +82,8 @@ class Job(NamedTuple):
         for key in ("environment", "stage"):
             if (value := getattr(self, key)) and not Path(value).exists():
                 raise UserError(f"{key.upper()}={value}: no such file or folder")
+        if others := [word for word in shlex.split(self.sbatch) if not word.startswith("-")]:
+            raise UserError(f"SBATCH={others[0]!r} is no option of sbatch; write them like SBATCH='--qos=long --mem=0'")
         self._check_configs()
         return self
 
@@ -108,14 +112,20 @@ def render(job: Job) -> str:
         "array": f"0-{len(job.configs) - 1}" if job.array else "",
         "output": f"runs/{job.name}/slurm-%{'A_%a' if job.array else 'j'}.log",
         "open-mode": "append",
-        "signal": f"USR1@{NOTICE}",  # without B: the tasks are told, and not the shell
+        "signal": f"USR1@{NOTICE}" if job.command == "fit" else "",  # without B: the tasks are told, and not the shell
     }
-    lines = ["#!/bin/bash", *(f"#SBATCH --{key}={value}" for key, value in asked.items() if value), "#SBATCH --requeue", "", "set -eu"]
-    lines += [f"source {shlex.quote(str(Path(job.environment).resolve()))}"] if job.environment else []
-    lines += ["export OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false", *([] if job.online else ["export HF_HUB_OFFLINE=1"])]
+    lines = ["#!/bin/bash", *(f"#SBATCH --{key}={value}" for key, value in asked.items() if value), "#SBATCH --requeue"]
+    lines += [*(f"#SBATCH {shlex.quote(word)}" for word in shlex.split(job.sbatch)), ""]
+    lines += [f"source {shlex.quote(str(Path(job.environment).resolve()))}"] if job.environment else []  # most fail under set -u
+    lines += [
+        "set -eu",
+        "export OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false",
+        *([] if job.online else ["export HF_HUB_OFFLINE=1"]),
+    ]
     lines += [*_array(job), *_stage(job)]
+    cpus = f"--cpus-per-task={job.cpus} " if job.cpus else ""  # srun no longer takes it from sbatch (Slurm 22.05)
     container = f"--container-image={shlex.quote(job.container)} " if job.container else ""
-    lines += ["", f"exec srun --kill-on-bad-exit=1 {container}{' '.join(_words(job, devices))}", ""]
+    lines += ["", f"exec srun --kill-on-bad-exit=1 {cpus}{container}{' '.join(_words(job, devices))}", ""]
     return "\n".join(lines)
 
 
@@ -136,12 +146,36 @@ def _stage(job: Job) -> list[str]:
 
 def _words(job: Job, devices: int) -> list[str]:
     folder = f"runs/{job.name}" + ('/$(basename "$config" .yaml)' if job.array else "")
-    configs = ['--config "$config"'] if job.array else [f"--config {shlex.quote(config)}" for config in job.configs]
+    configs = [*_cluster(job, devices), *(['"$config"'] if job.array else map(shlex.quote, job.configs))]
     run = [f'--trainer.default_root_dir "{folder}"', "--ckpt_path last"] if job.command == "fit" else [f"--ckpt_path {folder}"]
-    strategy = ["--trainer.strategy ddp"] if devices * job.nodes > 1 else []
+    strategy = ["--trainer.strategy ddp"] if devices * job.nodes > 1 and not configs else []
     machines = [f"--trainer.num_nodes {job.nodes}", f"--trainer.devices {devices}", *strategy, "--trainer.enable_progress_bar false"]
     staged = ['--data.root "$staged"'] if job.stage else []
-    return [job.cir, job.command, *configs, *run, *machines, *staged, *map(shlex.quote, job.options)]
+    given = [f"--config {config}" for config in configs]
+    return [job.cir, job.command, *given, *run, *machines, *staged, *map(shlex.quote, job.options)]
+
+
+def _cluster(job: Job, devices: int) -> list[str]:
+    """The overlay below all others that says how processes share the work, unless one is named; a checkpoint's config is whole."""
+    if not job.configs or any(Path(config).parent.name == "cluster" for config in job.configs):
+        return []
+    return ["cluster/ddp.yaml" if devices * job.nodes > 1 else "cluster/single.yaml"]
+
+
+def submit(job: Job, script: str) -> int:
+    """Hand a job over to Slurm; the exit code.
+
+    Raises:
+        UserError: a job of this name is queued or running, whose folder another one must not share.
+    """
+    asked = ["squeue", "--me", "--noheader", "--format=%i", f"--name={job.name}"]
+    if number := subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip().partition("\n")[0]:
+        raise UserError(f"job {number} has the name and the folder runs/{job.name}; wait for it, scancel it, or set another NAME")
+    folder = Path("runs") / job.name
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "job.sh"
+    path.write_text(script, encoding="utf-8")
+    return subprocess.run(["sbatch", str(path)], check=False).returncode
 
 
 class _Parser(argparse.ArgumentParser):
@@ -178,11 +212,7 @@ def main(argv: list[str]) -> int:
         if dry:
             print(script, end="")
             return 0
-        folder = Path("runs") / job.name
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "job.sh"
-        path.write_text(script, encoding="utf-8")
-        return subprocess.run(["sbatch", str(path)], check=False).returncode
+        return submit(job, script)
     except FileNotFoundError:
         print("slurm: there is no sbatch here; log in where jobs are submitted, or set DRY=1 to see the script", file=sys.stderr)
     except (UserError, ValueError) as error:

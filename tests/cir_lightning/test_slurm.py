@@ -39,8 +39,8 @@ def test_a_job_on_two_machines(capsys):
         "export HF_HUB_OFFLINE=1",
     } <= set(lines)
     assert lines[-1] == (
-        "exec srun --kill-on-bad-exit=1 cir fit --config fashioniq.yaml --config backbones/qwen2.5-vl.yaml "
-        '--trainer.default_root_dir "runs/fashioniq" --ckpt_path last --trainer.num_nodes 2 --trainer.devices 8 --trainer.strategy ddp '
+        "exec srun --kill-on-bad-exit=1 cir fit --config cluster/ddp.yaml --config fashioniq.yaml --config backbones/qwen2.5-vl.yaml "
+        '--trainer.default_root_dir "runs/fashioniq" --ckpt_path last --trainer.num_nodes 2 --trainer.devices 8 '
         "--trainer.enable_progress_bar false"
     )
 
@@ -60,8 +60,21 @@ def test_one_process_needs_no_strategy(capsys):
 
 
 def test_scoring_a_run(capsys):
-    last = shown(capsys, "test", "--name", "mine", "--gpus", "4")[-1]
-    assert " cir test --ckpt_path runs/mine --trainer.num_nodes 1 --trainer.devices 4 " in last
+    lines = shown(capsys, "test", "--name", "mine", "--gpus", "4")
+    assert " cir test --ckpt_path runs/mine --trainer.num_nodes 1 --trainer.devices 4 --trainer.strategy ddp " in lines[-1]
+    assert not [line for line in lines if "signal" in line]  # it would kill what does not go on
+
+
+def test_the_overlay_for_the_cluster(capsys):
+    fsdp = shown(capsys, "fit", "--configs", "fashioniq.yaml cluster/fsdp.yaml", "--gpus", "8")[-1]
+    assert " --config fashioniq.yaml --config cluster/fsdp.yaml --trainer.default" in fsdp
+    assert " --config cluster/single.yaml --config emoji.yaml --trainer.default" in shown(capsys, "fit", "--configs", "emoji.yaml")[-1]
+
+
+def test_what_a_cluster_may_want(capsys):
+    lines = shown(capsys, "fit", "--configs", "emoji.yaml", "--sbatch", "--qos=long --comment='two words'", "--cpus", "6")
+    assert {"#SBATCH --qos=long", "#SBATCH '--comment=two words'", "#SBATCH --cpus-per-task=6"} <= set(lines)
+    assert "--cpus-per-task=6 " in lines[-1]  # which srun does not take from sbatch
 
 
 def test_an_array_has_a_folder_for_each_run(capsys):
@@ -103,6 +116,7 @@ def test_data_on_the_nodes_own_disk(capsys, tmp_path):
         ),
         (["fit", "--configs", "emoji.yaml", "--stage", "/nowhere"], "STAGE=/nowhere: no such file or folder"),
         (["fit", "--configs", "emoji.yaml", "--options", "'"], "No closing quotation"),
+        (["fit", "--configs", "emoji.yaml", "--sbatch", "--qos long"], "SBATCH='long' is no option of sbatch; write them like"),
         (["test"], "NAME is missing: of the run that is to be tested, which lies in runs/NAME"),
     ],
 )
