@@ -16,6 +16,7 @@ from torch import nn
 from cir_lightning.checkpoint import load_trained
 from cir_lightning.encoder import Encoder
 from cir_lightning.exported import check_base
+from cir_lightning.trust import known_classes
 from cir_lightning.weights import find_weights, read_weights
 from data_modules.errors import UserError
 from data_modules.images import load_image, to_tensor
@@ -136,12 +137,13 @@ def make_encoder(config: dict[str, Any]) -> Encoder:
     """The encoder of a run's config, not built yet.
 
     Raises:
-        UserError: the config describes none that can be made.
+        UserError: the config describes none that can be made, or see :func:`cir_lightning.trust.known_classes`.
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Encoder, "encoder")
     try:
-        encoder: Encoder = parser.instantiate(parser.parse_object({"encoder": config["model"].get("encoder")})).encoder
+        with known_classes():
+            encoder: Encoder = parser.instantiate(parser.parse_object({"encoder": config["model"].get("encoder")})).encoder
     except UserError:
         raise
     except (ArgumentError, ValueError) as error:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
@@ -13,9 +14,14 @@ from cir_lightning.cli import recipe_folder
 from cir_lightning.exported import is_exported
 from data_modules.errors import UserError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 HINT = "; cir COMMAND --help and --print_config show what there is"
 VALUES = {"--config": "a recipe or a file", "-c": "a recipe or a file", "--ckpt_path": "a run folder or a checkpoint file"}
 UNTOLD = ("Expected a <class 'NoneType'>", "Given value")  # of jsonargparse: that null would do, too, and all that was given
+SECRET = re.compile(r"(^|_)(api_?key|access_key|secret|token|password|passwd)$", re.IGNORECASE)
+LOGIN = re.compile(r"://[^/@\s]+:[^/@\s]+@")  # in an address
 ONE_SEED = "is not used, as one seed rules weights and data; set seed_everything instead"
 
 
@@ -116,6 +122,32 @@ def resolve(argv: list[str]) -> list[str]:
         flags += ["--ckpt_path", str(checkpoint)]
         configs = configs or stored_config(checkpoint, argv[0])
     return [argv[0], *configs, *flags]
+
+
+def without_secrets(config: str) -> tuple[str, list[str]]:
+    """A run's config as it may be kept, and the keys below ``trainer`` that are left out as they look like passwords."""
+    content = yaml.safe_load(config)
+    removed = list(_remove_secrets(content["trainer"], "trainer"))
+    return (yaml.safe_dump(content, sort_keys=False) if removed else config), removed
+
+
+def _remove_secrets(part: Any, place: str) -> Iterator[str]:
+    if isinstance(part, list):
+        for at, item in enumerate(part):
+            yield from _remove_secrets(item, f"{place}.{at}")
+    if isinstance(part, dict):
+        for key, value in list(part.items()):
+            if value and (SECRET.search(str(key)) or (isinstance(value, str) and LOGIN.search(value))):
+                del part[key]
+                yield f"{place}.{key}"
+            else:
+                yield from _remove_secrets(value, f"{place}.{key}")
+
+
+def stored_config_rules(argv: list[str]) -> bool:
+    """Whether the config is that of a checkpoint, as no other is given."""
+    options = {word.partition("=")[0] for word in argv}
+    return "--ckpt_path" in options and not options & {"--config", "-c"}
 
 
 def stored_config(checkpoint: Path, command: str) -> list[str]:

@@ -99,8 +99,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _check_sums(path: Path) -> None:
-    """Refuse what is no zip file, as torch writes, or has a part with another checksum than it was written with."""
+    """Refuse what is no zip file, as torch writes, or has a part that is compressed, or another checksum than it was written with."""
     with zipfile.ZipFile(path) as file:
+        if packed := [part.filename for part in file.infolist() if part.compress_type != zipfile.ZIP_STORED]:  # perhaps a bomb
+            raise zipfile.BadZipFile(packed[0])
         if bad := file.testzip():
             raise zipfile.BadZipFile(bad)
 

@@ -10,7 +10,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
-from cir_lightning.checkpoint import LAST, PREVIOUS
+from cir_lightning.checkpoint import LAST, PREVIOUS, read_checkpoint
 
 if TYPE_CHECKING:
     from lightning.fabric.utilities.types import _PATH
@@ -22,6 +22,10 @@ class CheckpointFiles(TorchCheckpointIO):
     torch writes a checksum of every tensor, which :func:`cir_lightning.checkpoint.read_checkpoint` checks. A file that cannot be written,
     as when the disk is full, is a warning: the run goes on, and the file of before stays.
     """
+
+    def load_checkpoint(self, path: _PATH, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:  # noqa: ARG002, FBT001 - Lightning's signature
+        """Read a checkpoint, also one that Lightning has found by itself; see :func:`cir_lightning.checkpoint.read_checkpoint`."""
+        return read_checkpoint(Path(path))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any = None) -> None:  # noqa: ARG002 - Lightning's signature
         """Write a checkpoint."""

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
-from cir_lightning.arguments import Parser, resolve, sentence
+from cir_lightning.arguments import Parser, resolve, sentence, stored_config_rules, without_secrets
 from cir_lightning.backbones.mini import quiet_transformers
 from cir_lightning.callbacks import RunLog, RunProgress, standard_callbacks
 from cir_lightning.checkpoint import LAST, PREVIOUS, read_checkpoint, usable_checkpoint
@@ -23,6 +24,7 @@ from cir_lightning.distributed import lost_others
 from cir_lightning.guards import OnNonfinite
 from cir_lightning.module import CIRModule
 from cir_lightning.storage import replace_file
+from cir_lightning.trust import known_classes
 from data_modules.base import CIRDataModule
 from data_modules.errors import UserError
 
@@ -53,10 +55,13 @@ NOT_ZERO = ("max_steps", "max_epochs", "limit_train_batches")
 class EmbedConfig(SaveConfigCallback):
     """Writes the config into the run folder and into every checkpoint."""
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the module the config for its checkpoints, so that ``cir test --ckpt_path X`` needs nothing else."""
         pl_module.restores = self.config.ckpt_path is not None  # type: ignore[assignment]
-        self.text = pl_module.run_config = self.parser.dump(self.config, skip_unset=False)
+        self.text, left_out = without_secrets(self.parser.dump(self.config, skip_unset=False))
+        pl_module.run_config = self.text  # type: ignore[assignment]
+        if left_out and stage == "fit" and trainer.is_global_zero:
+            print(f"not kept in config.yaml and checkpoints, as they may be secrets: {', '.join(left_out)}; give them again to go on")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002 - Lightning's signature
         """``config.yaml`` in the run folder, once nothing refuses the run any more."""
@@ -208,16 +213,17 @@ def run(argv: list[str], kind: type[CIRCLI] = CIRCLI) -> CIRCLI | None:
     """
     _quiet()
     try:
-        cli = kind(
-            CIRModule,
-            CIRDataModule,
-            subclass_mode_data=True,
-            save_config_callback=EmbedConfig,
-            seed_everything_default=0,
-            parser_class=Parser,
-            trainer_defaults={"use_distributed_sampler": False, "enable_model_summary": False},
-            args=resolve(argv),
-        )
+        with known_classes() if stored_config_rules(argv) else nullcontext():
+            cli = kind(
+                CIRModule,
+                CIRDataModule,
+                subclass_mode_data=True,
+                save_config_callback=EmbedConfig,
+                seed_everything_default=0,
+                parser_class=Parser,
+                trainer_defaults={"use_distributed_sampler": False, "enable_model_summary": False},
+                args=resolve(argv),
+            )
     except (ArgumentError, MisconfigurationException) as error:
         raise UserError(sentence(str(error))) from error
     except OSError as error:

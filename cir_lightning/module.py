@@ -90,12 +90,16 @@ class CIRModule(LightningModule):
         yardsticks: bool = True,
     ) -> None:
         super().__init__()
-        for key, value in (("lr", lr), ("lora_lr", lora_lr), ("top", top)):
-            if value <= 0:
-                raise UserError(f"model.{key}={value} is not possible; set it above 0")
-        for key, value in (("weight_decay", weight_decay), ("warmup_steps", warmup_steps), ("final_lr", final_lr)):
-            if value < 0:
+        if top < 1:
+            raise UserError(f"model.top={top} is not possible; set it above 0")
+        for key, value in (("lr", lr), ("lora_lr", lora_lr)):
+            if not 0 < value < 1:
+                raise UserError(f"model.{key}={value} is not possible; set it above 0 and below 1, such as 5e-4")
+        for key, value in (("weight_decay", weight_decay), ("warmup_steps", warmup_steps)):
+            if not 0 <= value < math.inf:
                 raise UserError(f"model.{key}={value} is not possible; set it to 0 or more")
+        if not 0 <= final_lr <= 1:
+            raise UserError(f"model.final_lr={final_lr} is not possible; it is a fraction of the learning rates, from 0 to 1")
         if chunk is not None and chunk < 1:
             raise UserError(f"model.chunk={chunk} is not possible; set it to 1 or more, or to null for whole batches")
         self.encoder, self.loss, self.compiled, self.chunk = encoder, loss, compiled, chunk

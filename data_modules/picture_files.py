@@ -24,12 +24,15 @@ def open_picture(file: Path | BytesIO, formats: tuple[str, ...] | None = None) -
 
     Args:
         file: a picture of any format that Pillow reads.
-        formats: Pillow's names of the only formats to try; None for all.
+        formats: Pillow's names of the only formats to try; None for all but EPS, for which Pillow starts Ghostscript.
 
     Raises:
         UserError: the file is missing, is not a picture, is damaged, has more than ``MAX_PIXELS`` pixels, or has 32 bits per pixel
             without colours, of which nobody knows what is black and what is white.
     """
+    if formats is None:
+        Image.init()
+        formats = tuple(name for name in Image.ID if name != "EPS")
     try:
         with Image.open(file, formats=formats) as image:
             _check(image, file)

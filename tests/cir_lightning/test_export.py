@@ -281,7 +281,7 @@ SPOILT = [  # key in config.yaml, value, message
     ("base.revision.key", 7, r"base\.revision is missing or of another type"),
     ("merged", ["model", "colour"], "not what cir export wrote"),
     ("model.encoder", ["a"], "not what cir export wrote"),
-    ("model.encoder.class_path", "os.system", "describes no encoder that this version can make"),
+    ("model.encoder.class_path", "os.system", "the config that comes with the weights names os.system"),
     ("model.encoder.init_args.connector", None, "describes no encoder that this version can make"),
     ("model.encoder.init_args.width", "wide", "describes no encoder that this version can make"),
     ("model.encoder.init_args.width", -1, r"model\.encoder\.width=-1 is not possible; set it to 1 or more, or to null"),

@@ -131,3 +131,23 @@ def test_a_warm_up_as_long_as_the_run(tmp_path):
     module = tiny_module(encoder=tiny_encoder(soft_prompt=PromptPool(6, 2, chosen=2)), warmup_steps=3)
     with pytest.warns(UserWarning, match=r"model\.warmup_steps=3 of 3 steps: the learning rate never gets where it is set to"):
         tiny_trainer(tmp_path, max_steps=3).fit(module, datamodule=TinyCIR(str(tmp_path)))
+
+
+def test_a_model_that_collapses_in_training_is_noticed(tmp_path):
+    module = tiny_module(lr=0.9, lora_lr=0.9, warmup_steps=0)
+    trainer = tiny_trainer(tmp_path, max_steps=12, callbacks=[Guards(every=4)], limit_val_batches=0)
+    with pytest.warns(UserWarning, match=r"different targets have a mean cosine of (0\.9[89]|1\.0).*try a lower model\.lr"):
+        trainer.fit(module, datamodule=TinyCIR(str(tmp_path)))
+
+
+@pytest.mark.parametrize("key", ["lr", "lora_lr", "weight_decay", "final_lr"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1e-3])
+def test_rates_that_cannot_train_are_refused(key, value):
+    with pytest.raises(UserError, match=rf"model\.{key}={value} is not possible"):
+        tiny_module(**{key: value})
+
+
+@pytest.mark.parametrize(("key", "value"), [("lr", 1.0), ("lora_lr", 5.0), ("final_lr", 1.5), ("lr", 0.0)])
+def test_rates_far_beyond_sense_are_refused(key, value):
+    with pytest.raises(UserError, match=rf"model\.{key}={value} is not possible"):
+        tiny_module(**{key: value})

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import EpsImagePlugin, Image, PngImagePlugin
 
 from data_modules import picture_files
 from data_modules.errors import UserError
@@ -269,3 +270,15 @@ def test_content_hash_is_sha256_of_the_bytes(red: Path, tmp_path: Path):
     assert content_hash(red) == hashlib.sha256(red.read_bytes()).hexdigest()
     with pytest.raises(UserError, match=r"cannot read picture file .*nowhere"):
         content_hash(tmp_path / "nowhere")
+
+
+def test_a_picture_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Pillow gives EPS files, whatever their suffix, to Ghostscript."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path / 'started'}\nexit 1\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # not looked for yet
+    (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(words) print\n%%EOF\n")
+    with pytest.raises(UserError, match=r"cannot read picture .*a\.jpg"):
+        load_image(tmp_path / "a.jpg")
+    assert not (tmp_path / "started").exists()

@@ -126,3 +126,15 @@ def test_a_picture_that_cannot_be_read(tmp_path):
     (tmp_path / "a.png").write_bytes(b"none")
     with pytest.raises(UserError, match=r"cannot read picture .*a\.png"):
         PixelReader([Picture("a", tmp_path / "a.png", "a")], 16, "plain")(torch.tensor([0]))
+
+
+def test_a_damaged_picture_in_a_workers_hands_is_one_sentence(tmp_path):
+    data = TinyCIR(str(tmp_path))
+    data.prepare_data()
+    data.setup("fit")
+    data.num_workers = 1
+    data.bring_pixels(8, evaluation=False)
+    for picture in data.pictures:
+        picture.path.write_bytes(b"not a picture")
+    with pytest.raises(UserError, match=r"^cannot read picture \S+\.png \([^\n]*\); replace the file, or [^\n]*$"):
+        next(iter(data.train_dataloader()))
