@@ -73,6 +73,11 @@ class LastCheckpoint(ModelCheckpoint):
         if trainer.global_step > self._last_global_step_saved:
             trainer.save_checkpoint(f"{self.dirpath}/last.ckpt", weights_only=False)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002 - Lightning's signature
+        """Count a validation that is done again from its beginning, or once finished it would count as stopped in its middle."""
+        if trainer.state.fn == "fit":
+            trainer.fit_loop.epoch_loop.val_loop.batch_progress.reset()
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
         """Keep what there is."""
         if not isinstance(exception, KeyboardInterrupt) or trainer.state.fn != "fit":
@@ -81,10 +86,13 @@ class LastCheckpoint(ModelCheckpoint):
             print("\nstopped before training: there is nothing to go on with")
             return
         if trainer.validating:  # else Lightning would go on in the middle of it, without the embeddings of what came before
-            progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
-            progress.reset()
-            progress.increment_ready()
-            progress.increment_started()
+            validation = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+            validation.reset()
+            validation.increment_ready()
+            validation.increment_started()
+        batches = trainer.fit_loop.epoch_loop.batch_progress
+        for count in (batches.total, batches.current):  # not the one that is not begun, or validations of what goes on would come early
+            count.ready = count.completed
         path = f"{self.dirpath}/last.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -42,7 +43,7 @@ def lost_others(error: RuntimeError) -> str | None:
     Args:
         error: raised by a collective.
     """
-    reason = " ".join(str(error).split())
+    reason = re.sub(r"^\[\S+:\d+\] ", "", " ".join(str(error).split()))  # without the place in the sources of gloo
     if not isinstance(error, dist.DistError) and not any(words in reason for words in LOST):
         return None
     ours = (frame for frame in traceback.extract_tb(error.__traceback__) if "cir_lightning" in frame.filename)

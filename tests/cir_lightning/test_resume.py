@@ -1,6 +1,8 @@
 """Runs that are stopped at any moment end as if nothing had happened."""
 
+import contextlib
 import re
+import signal
 import subprocess
 import sys
 import zipfile
@@ -13,6 +15,8 @@ from fakes.tiny import TinyCIR
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from cir_lightning import stops
+from cir_lightning.callbacks import LastCheckpoint, Stops
 from cir_lightning.checkpoint import CONFIG_KEY, read_checkpoint, usable_checkpoint
 from cir_lightning.checkpoint_io import CheckpointFiles
 from cir_lightning.connector import Resampler
@@ -58,6 +62,43 @@ def test_memory_and_dropout_go_on(tmp_path):
     whole, resumed = fit(0), fit(1, tmp_path / "run0" / "step=3.ckpt")
     assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
     assert torch.load(tmp_path / "run0" / "step=3.ckpt", weights_only=True)["memory"]["past"].shape == (50, 32)
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        ("train_batch_end 4", "validation_batch_end 6"),
+        ("validation_batch_end 6", "validation_end 6"),
+        ("train_batch_end 6", "validation_end 6"),
+        ("validation_end 6", "train_batch_end 7"),
+    ],
+)
+def test_a_stopped_run_validates_at_the_same_steps(tmp_path, monkeypatch, places):
+    class Watch(Callback):
+        def __init__(self, place):
+            hook, self.step = place.split()
+            setattr(self, f"on_{hook}", self.stop)
+            self.validated = []
+
+        def stop(self, trainer, *_):
+            if trainer.global_step == int(self.step):
+                monkeypatch.setattr(stops, "asked", signal.SIGTERM)
+
+        def on_validation_epoch_end(self, trainer, pl_module):
+            self.validated.append(trainer.global_step)
+
+    def fit(place):
+        monkeypatch.setattr(stops, "asked", None)
+        watch = Watch(place)
+        keeps = {"callbacks": [Stops(), LastCheckpoint(tmp_path), watch], "enable_checkpointing": True}
+        trainer = tiny_trainer(tmp_path, max_steps=9, val_check_interval=3, check_val_every_n_epoch=None, **keeps)
+        last = tmp_path / "last.ckpt"
+        with contextlib.suppress(SystemExit):
+            trainer.fit(tiny_module(0), datamodule=TinyCIR(str(tmp_path)), ckpt_path=last if last.exists() else None)
+        return watch.validated
+
+    validated = [*fit(places[0]), *fit(places[1]), *fit("end 0")]
+    assert validated == [3, 6, 9]
 
 
 def test_seeds_differ_where_anything_does():

@@ -48,6 +48,7 @@ MpiDefault=none
 ReturnToService=2
 JobRequeue=1
 KillWait=15
+MinJobAge=7200
 SlurmdTimeout=20
 SchedulerParameters=sched_interval=2,batch_sched_delay=0
 SlurmdParameters=config_overrides
