@@ -20,7 +20,7 @@ from data_modules.folders import replace_file
 from data_modules.images import content_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 SETTLED = 2_000_000_000  # nanoseconds
@@ -94,5 +94,5 @@ def _read(memory: Path) -> tuple[str, dict[str, tuple[State, str]]]:
         return "", {}
 
 
-def _check(folder: str, files: dict[str, tuple[State, str]]) -> int:
+def _check(folder: str, files: Mapping[str, tuple[State | None, str]]) -> int:
     return zlib.crc32(json.dumps([folder, files]).encode())
