@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cir_lightning.cache_claims import live_claims
-from cir_lightning.cache_hashes import remembered_folder
 from cir_lightning.cache_shards import USED, DamagedShardError, Shard, read_shard
 from cir_lightning.data_cli import Refusing
 from cir_lightning.storage import lock, writing
@@ -168,6 +167,8 @@ def _remove_folder(folder: Path) -> None:
 
 def _prune_hashes(*, really: bool) -> int:
     """Forget the pictures of folders that do not exist any more."""
+    from cir_lightning.cache_hashes import remembered_folder
+
     freed = 0
     for path in (cache_root() / "features" / "hashes").glob("*.json"):
         folder = remembered_folder(path)

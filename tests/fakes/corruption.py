@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
@@ -82,7 +85,7 @@ class Outcome(NamedTuple):
     result: Any = None
 
 
-def attempt(read: Callable[[], Any], limit: float = LIMIT) -> Outcome:
+def attempt(read: Callable[[], Any], limit: float) -> Outcome:
     """Read an input.
 
     Args:
@@ -115,8 +118,22 @@ def _alarm(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def same(one: Any, other: Any) -> bool:
+    """Whether two trees of tensors and plain values are equal."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
+    if isinstance(one, list | tuple):
+        return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
 class Tally:
     """Counts inputs by group, and keeps what went wrong.
+
+    Args:
+        limit: seconds until an input counts as a hang.
 
     Attributes:
         inputs: group -> how many.
@@ -124,7 +141,8 @@ class Tally:
         failures: group, seed, damage, file and what went wrong, a line each.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: float = LIMIT) -> None:
+        self.limit = limit
         self.inputs: Counter[str] = Counter()
         self.outcomes: Counter[tuple[str, str]] = Counter()
         self.failures: list[str] = []
@@ -152,7 +170,7 @@ class Tally:
         for number in range(count):
             seed, kind = f"{path.name} {number}", DAMAGES[number % len(DAMAGES)]
             path.write_bytes(damage(whole, kind, Random(seed)))
-            outcome = attempt(read)
+            outcome = attempt(read, self.limit)
             wrong = outcome.failure or ("" if outcome.refused else judge(outcome.result, kind))
             if outcome.refused and not any(name in outcome.refused for name in names or (path.name,)):
                 wrong = f"unnamed: {outcome.refused}"
