@@ -57,6 +57,11 @@ def tally() -> Tally:
     return Tally()
 
 
+def unequal(whole: Any) -> Callable[[Any, str], str]:
+    """What is wrong with everything but this."""
+    return lambda found, _: "" if same(found, whole) else "wrong: other content"
+
+
 def fed(tally: Tally, *arguments: Any) -> None:
     """Feed damaged files; nothing must have gone wrong."""
     before = len(tally.failures)
@@ -82,7 +87,7 @@ FORMATS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_pictures(tally: Tally, tmp_path: Path, name: str):
-    """Where a format has no checksums, as JPEG, other pixels may come out; but none of a PNG, and none of a file that was cut off."""
+    """Other pixels may come out of a format without checksums, as JPEG, but not of a PNG, nor of a file that was cut off."""
     grey = Image.effect_mandelbrot((SIDE, SIDE), (-2, -1, 1, 1), 20)
     image = Image.merge("RGB", [grey, grey.rotate(90), grey.rotate(180)])
     path = tmp_path / name
@@ -90,7 +95,7 @@ def test_pictures(tally: Tally, tmp_path: Path, name: str):
     reader = PixelReader([Picture(name, path, name)], SIDE, "squash")
     whole = reader(torch.tensor([0]))
 
-    def judge(found: torch.Tensor, kind: str) -> str:
+    def judge(found: Tensor, kind: str) -> str:
         exact = path.suffix == ".png" or kind in LOST
         return "wrong: other pixels" if exact and not torch.equal(found, whole) else ""
 
@@ -251,17 +256,11 @@ def test_caches(tally: Tally, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a recipe, what it has trained in ``run``, and the export of that in ``exported``."""
     folder = tmp_path_factory.mktemp("trained")
-    recipe = write_recipe(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CIR_CACHE", str(folder / "cache"))
-        assert main(["fit", "--config", str(recipe), "--trainer.enable_progress_bar", "false"]) == 0
+        assert main(["fit", "--config", str(write_recipe(folder)), "--trainer.enable_progress_bar", "false"]) == 0
         assert main(["export", str(folder / "run"), str(folder / "exported")]) == 0
         yield folder
-
-
-def unequal(whole: Any) -> Callable[[Any, str], str]:
-    """What is wrong with everything but this."""
-    return lambda found, _: "" if same(found, whole) else "wrong: other content"
 
 
 def test_checkpoints(tally: Tally, trained: Path, tmp_path: Path):
@@ -343,7 +342,7 @@ def test_the_command_line(tally: Tally, trained: Path, tmp_path: Path, capsys: p
     )
 
     def judge(code: int, _: str) -> str:
-        return "" if code == 0 else f"wrong: exit code {code}"
+        return "" if code in {0, 1} else f"wrong: exit code {code}"  # 1: cir data check has listed a picture that is not there
 
     for path, number, command in commands:
 
