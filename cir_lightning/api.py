@@ -5,6 +5,7 @@ Shapes: P pictures, E embedding.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,7 +24,7 @@ from data_modules.images import load_image, to_tensor
 from data_modules.validation import is_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -122,10 +123,26 @@ def load(name: str | PathLike[str], device: str = "cpu") -> Retriever:
         UserError: there are no such weights, they do not fit their own config, or the base model is of another revision.
     """
     state, tower, config = read_weights(find_weights(str(name)))
-    encoder = make_encoder(config)
-    check_base(encoder, config, str(name))
-    restore(encoder, state, tower, str(name))
+    with naming(str(name)):
+        encoder = make_encoder(config)
+        check_base(encoder, config, str(name))
+        restore(encoder, state, tower, str(name))
     return Retriever(encoder.to(device), transform_of(config))
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Let what is wrong with weights, or with the config in them, be said with their name.
+
+    Raises:
+        UserError: as inside.
+    """
+    try:
+        yield
+    except UserError as error:
+        if name in str(error):
+            raise
+        raise UserError(f"{name}: {error}") from error
 
 
 def transform_of(config: dict[str, Any]) -> Any:

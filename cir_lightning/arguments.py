@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from cir_lightning.checkpoint import CONFIG_KEY, find_checkpoint, parse_config, read_checkpoint, usable_checkpoint
 from cir_lightning.cli import recipe_folder
 from cir_lightning.exported import is_exported
+from cir_lightning.yaml_text import parse
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ VALUES = {"--config": "a recipe or a file", "-c": "a recipe or a file", "--ckpt_
 UNTOLD = ("Expected a <class 'NoneType'>", "Given value")  # of jsonargparse: that null would do, too, and all that was given
 SECRET = re.compile(r"(^|_)(api_?key|access_key|secret|token|password|passwd)$", re.IGNORECASE)
 LOGIN = re.compile(r"://[^/@\s]+:[^/@\s]+@")  # in an address
+REQUIRED = "are required"
 ONE_SEED = "is not used, as one seed rules weights and data; set seed_everything instead"
 
 
@@ -33,9 +35,30 @@ class Parser(LightningArgumentParser):
         self.allow_abbrev = False
 
     def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
-        """Read ``None`` as YAML's null: jsonargparse hands a null for an argument of a nested class down as that word."""
+        """Read ``None`` as YAML's null: jsonargparse hands a null for an argument of a nested class down as that word.
+
+        Raises:
+            UserError: there is no such option, or a value is wrong; the config files are named if they alone are refused, too.
+        """
         words = [f"{word.removesuffix('None')}null" if word.endswith("=None") else word for word in args or []]
-        return super().parse_args(words, *others, **options)
+        try:
+            return super().parse_args(words, *others, **options)
+        except UserError as error:
+            raise self._of_configs(words) or error from error.__cause__
+
+    def _of_configs(self, words: list[str]) -> UserError | None:
+        """Why the config files, with which the words begin, are refused without the options after them, too, and their names."""
+        end = 1
+        while words[end : end + 1] == ["--config"]:
+            end += 2
+        files = words[2:end:2]
+        if not files or any("\n" in file for file in files):  # the config that travels in a checkpoint
+            return None
+        try:
+            super().parse_args(words[:end])
+        except UserError as error:
+            return None if REQUIRED in str(error) else UserError(f"--config {', '.join(files)}: {error}")
+        return None
 
     def validate(self, *given: Any, **options: Any) -> None:
         """Check the nulls of a class's arguments, too, which jsonargparse takes for left out; its parsers are those that do not exit."""
@@ -48,7 +71,7 @@ class Parser(LightningArgumentParser):
             UserError: always.
         """
         text = sentence(str(ex or message).replace(HINT, ""))
-        if "are required" in text:
+        if REQUIRED in text:
             raise UserError(f"{text}; give --config RECIPE (recipes are {recipes()}) or --ckpt_path runs/NAME") from ex
         raise UserError(text + HINT) from ex
 
@@ -75,7 +98,7 @@ def find_config(name: str) -> str:
     if path is None:
         raise UserError(f"--config {name}: no such file, and no recipe of that name; recipes are {recipes()}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"--config {name}: not a text file; if it is a checkpoint, give it as --ckpt_path") from error
     except yaml.MarkedYAMLError as error:

@@ -6,6 +6,7 @@ Claims are looked for, made and given back under the folder's own lock; see :cla
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -46,7 +47,8 @@ def live_claims(folder: Path) -> dict[str, Path]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            found.update(dict.fromkeys(json.loads(path.read_text(encoding="utf-8")), path))
+            with contextlib.suppress(ValueError, TypeError):  # damaged: what its owner makes is then made twice
+                found.update(dict.fromkeys(json.loads(path.read_text(encoding="utf-8")), path))
             continue
         number = int(path.stem.removeprefix("claim-"))
         for part in folder.glob(f".{number:05d}-*"):

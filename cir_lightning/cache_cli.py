@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import time
 from datetime import UTC, datetime
@@ -168,14 +167,13 @@ def _remove_folder(folder: Path) -> None:
 
 def _prune_hashes(*, really: bool) -> int:
     """Forget the pictures of folders that do not exist any more."""
+    from cir_lightning.cache_hashes import remembered_folder
+
     freed = 0
     for path in (cache_root() / "features" / "hashes").glob("*.json"):
-        try:
-            gone = not Path(json.loads(path.read_bytes())["folder"]).is_dir()
-        except (ValueError, KeyError, TypeError):
-            gone = True
-        if gone:
-            print(f"hashes/{path.name}: of a folder of pictures that is not there any more")
+        folder = remembered_folder(path)
+        if not (folder and Path(folder).is_dir()):
+            print(f"hashes/{path.name}: {'of a folder of pictures that is not there any more' if folder else 'damaged'}")
             freed += path.stat().st_size
             if really:
                 with writing(path.parent):

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import time
+import zlib
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from data_modules.folders import replace_file
 from data_modules.images import content_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 SETTLED = 2_000_000_000  # nanoseconds
@@ -58,7 +59,7 @@ def _of_one_folder(parent: Path, paths: list[Path], folder: Path) -> dict[Path, 
         settled = [path for path in new if (state := states[path]) and max(state[1:3]) < begun - SETTLED]
         if settled:
             files = known | {path.name: (states[path], found[path]) for path in settled}
-            text = json.dumps({"folder": str(parent), "files": files})
+            text = json.dumps({"folder": str(parent), "files": files, "check": _check(str(parent), files)})
             with contextlib.suppress(OSError):
                 replace_file(memory, lambda part: part.write_text(text, encoding="utf-8"))
     return found
@@ -72,9 +73,26 @@ def _state(path: Path) -> State | None:
     return [about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
 
 
+def remembered_folder(memory: Path) -> str:
+    """The folder of pictures whose hashes a file remembers; empty if the file is damaged."""
+    return _read(memory)[0]
+
+
 def _remembered(memory: Path) -> dict[str, tuple[State, str]]:
+    return _read(memory)[1]
+
+
+def _read(memory: Path) -> tuple[str, dict[str, tuple[State, str]]]:
+    """A folder and what is remembered of its files; nothing of a file that is damaged, as a picture with a wrong hash would be lost."""
     try:
-        files: dict[str, tuple[State, str]] = {n: (s, h) for n, (s, h) in json.loads(memory.read_bytes())["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-    return files
+        content = json.loads(memory.read_bytes())
+        folder, files = content["folder"], content["files"]
+        if content["check"] != _check(folder, files):
+            return "", {}
+        return folder, {name: (state, found) for name, (state, found) in files.items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        return "", {}
+
+
+def _check(folder: str, files: Mapping[str, tuple[State | None, str]]) -> int:
+    return zlib.crc32(json.dumps([folder, files]).encode())

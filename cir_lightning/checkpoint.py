@@ -9,6 +9,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from cir_lightning.yaml_text import parse
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def parse_config(text: str, path: Path) -> dict[str, Any]:
         UserError: it is not the config of a run.
     """
     try:
-        config = yaml.safe_load(text)
+        config = parse(text)
     except yaml.YAMLError:
         config = None
     if not isinstance(config, dict) or not all(_is_part(config.get(part)) for part in ("model", "data")):

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from cir_lightning import __version__
-from cir_lightning.api import make_encoder, restore, transform_of
-from cir_lightning.exported import ADAPTER, CONFIG, MERGED, MODULES, backbone_arguments, check_base, to_peft
+from cir_lightning.api import make_encoder, naming, restore, transform_of
+from cir_lightning.exported import ADAPTER, CONFIG, MERGED, MODULES, backbone_arguments, check_base, checksum, to_peft
 from cir_lightning.model_card import model_card
 from cir_lightning.weights import find_weights, read_weights
 from data_modules.errors import UserError
@@ -49,13 +49,14 @@ def export(source: str, destination: Path, *, merge: bool = False) -> Path:
     state, tower, config = read_weights(path)
     if config.get("merged"):
         raise UserError(f"{source} is an export with merged weights, which is whole as it is; copy the folder")
-    encoder = make_encoder(config)
-    check_base(encoder, config, source)
-    if merge:
-        _refuse_merge(encoder, state)
-        restore(encoder, state, tower, source)
-    else:
-        _check(encoder, tower, source)
+    with naming(source):
+        encoder = make_encoder(config)
+        check_base(encoder, config, source)
+        if merge:
+            _refuse_merge(encoder, state)
+            restore(encoder, state, tower, source)
+        else:
+            _check(encoder, tower, source)
     about = _about(encoder, tower, config)
 
     def fill(folder: Path) -> None:
@@ -67,6 +68,7 @@ def export(source: str, destination: Path, *, merge: bool = False) -> Path:
             in_peft = {to_peft(name, about["llm"]): tensor.contiguous() for name, tensor in adapters.items()}
             save_file(in_peft, folder / ADAPTER, {"format": "pt"})
             _adapter_config(encoder).save_pretrained(folder)
+        written = written | {"checks": {path.name: checksum(path) for path in sorted(folder.glob("*.safetensors"))}}
         (folder / CONFIG).write_text(yaml.safe_dump(written, sort_keys=False, allow_unicode=True), encoding="utf-8")
         (folder / "README.md").write_text(model_card(about, config, path, destination.name, merged=merge), encoding="utf-8")
 

@@ -1,6 +1,7 @@
 """The folder that ``cir export`` writes: its files, and how they are read back.
 
-``config.yaml``            encoder with templates, transform of pictures, key of the vision tower, base models with their commits
+``config.yaml``            encoder with templates, transform of pictures, key of the vision tower, base models with their commits, and
+                           checksums of the next two files
 ``modules.safetensors``    what was trained beside the LLM: Connector, soft prompt, projection, residual, standardiser, temperature
 ``adapter_model.safetensors`` and ``adapter_config.json``    the LLM's adapters in PEFT's own format, or
 ``merged``                 the base model with its adapters merged, a folder that the backbone reads in the place of the base
@@ -10,6 +11,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 CONFIG, MODULES, ADAPTER, MERGED = "config.yaml", "modules.safetensors", "adapter_model.safetensors", "merged"
 IN_PEFT = "base_model.model."  # where peft has the LLM
-KINDS = {"tower": str, "llm": str, "base": dict, "merged": list}  # in config.yaml, beside the encoder and the data
+KINDS = {"tower": str, "llm": str, "base": dict, "merged": list, "checks": dict}  # in config.yaml, beside the encoder and the data
 
 
 def to_peft(name: str, llm: str) -> str:
@@ -61,6 +63,11 @@ def is_exported(folder: Path) -> bool:
     return (folder / MODULES).is_file() and (folder / CONFIG).is_file()
 
 
+def checksum(path: Path) -> int:
+    """CRC-32 of a file: safetensors has none, and would give other weights for a flipped bit."""
+    return zlib.crc32(path.read_bytes())
+
+
 def read_exported(folder: Path) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
     """Trained tensors by the encoder's names, the key of the vision tower, and the config, in which ``merged`` has its place.
 
@@ -75,6 +82,7 @@ def read_exported(folder: Path) -> tuple[dict[str, Tensor], str, dict[str, Any]]
             raise UserError(f"{folder / CONFIG}: {wrong[0]} is missing or of another type; export the model again")
         arguments = backbone_arguments(config["model"]["encoder"])
         arguments |= {option: str(folder / arguments[option]) for option in config["merged"]}
+        _refuse_damaged(folder, config["checks"])
         state, llm = load_file(folder / MODULES), config["llm"]
         if (folder / ADAPTER).is_file():
             state |= {from_peft(name, llm): tensor for name, tensor in load_file(folder / ADAPTER).items()}
@@ -83,6 +91,13 @@ def read_exported(folder: Path) -> tuple[dict[str, Tensor], str, dict[str, Any]]
         if isinstance(error, UserError):
             raise
         raise UserError(f"{folder}: not what cir export wrote ({error!r}); export the model again") from error
+
+
+def _refuse_damaged(folder: Path, checks: dict[str, int]) -> None:
+    if damaged := [name for name, check in checks.items() if checksum(folder / name) != check]:
+        raise UserError(
+            f"{folder / damaged[0]}: damaged, its checksum is not the one in {CONFIG}; copy the folder again, or export the model again"
+        )
 
 
 def check_base(encoder: Encoder, config: dict[str, Any], name: str) -> None:

@@ -87,12 +87,13 @@ class CIRCO(ZeroShotDataModule):
     def read_own(self) -> Benchmark:
         """Read val, test and the list of COCO's pictures."""
         pictures = self._pictures()
+        known = {picture.name for picture in pictures}
         protocol = PROTOCOL + (", with the shared concept in the caption" if self.shared_concept else "")
         ks = (5, 10, 25, 50)
         val, test = (
             EvaluationSet(
                 "circo",
-                self._queries(split),
+                self._queries(split, known),
                 tuple(picture.name for picture in pictures),
                 remove_reference=False,
                 recall_at=ks,
@@ -113,14 +114,17 @@ class CIRCO(ZeroShotDataModule):
         folder = PictureFolder(self.root, PICTURES)
         return tuple(Picture(str(image["id"]), folder.path(image["file_name"]), str(image["id"])) for image in images)
 
-    def _queries(self, split: str) -> tuple[Query, ...]:
+    def _queries(self, split: str, known: set[str]) -> tuple[Query, ...]:
         file = find_file(self.root, (f"annotations/{split}.json",), "circo")
         answers = {"target_img_id": int, "gt_img_ids": list} if split == "val" else {}
         records = read_records(file, FIELDS | answers, f"CIRCO's annotations of {split}", unique="id")
-        return tuple(
-            Query(str(record["id"]), str(record["reference_img_id"]), self._caption(record), _targets(record, f"{file}, record {number}"))
-            for number, record in enumerate(records)
-        )
+        queries = []
+        for number, record in enumerate(records):
+            reference, targets = str(record["reference_img_id"]), _targets(record, f"{file}, record {number}")
+            if outside := [name for name in (reference, *targets) if name not in known]:
+                raise UserError(f"{file}, record {number}: picture {outside[0]!r:.80} is not in {INFO[0]}; get both files of one version")
+            queries.append(Query(str(record["id"]), reference, self._caption(record), targets))
+        return tuple(queries)
 
     def _caption(self, record: dict[str, Any]) -> str:
         caption: str = record["relative_caption"]

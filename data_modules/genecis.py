@@ -129,7 +129,7 @@ class _Pictures:
 
     def whole(self, entry: Mapping[str, Any]) -> str:
         """Name of a picture of COCO val2017."""
-        number = int(entry["val_image_id"])
+        number = int(str(entry["val_image_id"]))  # so 139.7 and true are no numbers
         return self._add(f"coco/{number}", f"{number:012d}.jpg", ("val2017",))
 
     def crop(self, entry: Mapping[str, Any]) -> str:
@@ -143,7 +143,7 @@ class _Pictures:
         x, y, width, height = entry["instance_bbox"]
         left, top = max(0, x - DILATION * width), max(0, y - DILATION * height)
         box = (round(left), round(top), round(left + (1 + DILATION) * width), round(top + (1 + DILATION) * height))
-        number = int(entry["image_id"])
+        number = int(str(entry["image_id"]))
         return self._add(f"vg/{number}/{'-'.join(map(str, box))}", f"{number}.jpg", VISUAL_GENOME, box)
 
     def _add(self, name: str, file: str, places: tuple[str, ...], box: tuple[int, int, int, int] | None = None) -> str:

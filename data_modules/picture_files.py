@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -36,6 +35,8 @@ def open_picture(file: Path | BytesIO, formats: tuple[str, ...] | None = None) -
     try:
         with Image.open(file, formats=formats) as image:
             _check(image, file)
+            if image.format == "PNG":
+                _check_sums(file)
             yield image
     except UserError:
         raise
@@ -43,7 +44,7 @@ def open_picture(file: Path | BytesIO, formats: tuple[str, ...] | None = None) -
         raise UserError(f"no picture file {file}; put it there, or check the folder that the data set's pictures are in") from error
     except Image.DecompressionBombError as error:
         raise UserError(_too_large(file, "an extreme number of pixels")) from error
-    except (OSError, SyntaxError, EOFError, ValueError, struct.error) as error:  # what Pillow's readers raise on damaged files
+    except Exception as error:  # damaged bytes make Pillow's readers raise nearly anything
         raise UserError(f"cannot read picture {file} ({error}); replace the file, or download it again if it is cut off") from error
 
 
@@ -54,6 +55,12 @@ def _check(image: Image.Image, file: Path | BytesIO) -> None:
         raise UserError(_too_large(file, f"{width} x {height} pixels"))
     if image.mode in ("I", "F"):
         raise UserError(f"cannot read picture {file} (32 bits per pixel, mode {image.mode}); save it with 8 bits per colour")
+
+
+def _check_sums(file: Path | BytesIO) -> None:
+    """Refuse a PNG file that has a part with another checksum than it was written with: where pixels are read, Pillow does not look."""
+    with Image.open(file, formats=("PNG",)) as image:
+        image.verify()
 
 
 def _too_large(file: Path | BytesIO, size: str) -> str:

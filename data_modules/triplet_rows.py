@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from data_modules.errors import UserError
 from data_modules.json_text import parse
-from data_modules.validation import is_text
+from data_modules.validation import is_name, is_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -184,6 +184,8 @@ def _row(texts: Mapping[str, str], lists: Mapping[str, list[str]], line: int, pl
         raise UserError(f"{place}: the subset does not have the target {targets[0]!r}; add it to the subset")
     if subset and targets[0] == reference:
         raise UserError(f"{place}: the target {targets[0]!r} is the reference, which no subset is searched for; leave the subset empty")
+    if unfit := [name for name in (reference, *targets, *subset, texts.get("id", ""), texts.get("category", "")) if not is_name(name)]:
+        raise UserError(f"{place}: {unfit[0]!a:.80} has a control character, which no name can have; mend or rename it")
     if split not in SPLITS:
         raise UserError(f"{place}: split {split!r} is none of {', '.join(SPLITS)}; correct it")
     distinct = tuple(dict.fromkeys(targets)), tuple(dict.fromkeys(subset))

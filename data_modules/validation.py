@@ -111,6 +111,11 @@ def is_text(value: str) -> bool:
     return (value.isascii() and "\0" not in value) or not _NO_TEXT.search(value)
 
 
+def is_name(value: str) -> bool:
+    """Whether a line of a list can hold it: it has no control characters and no half of a character."""
+    return not _NO_NAME.search(value)
+
+
 def _refuse_no_text(captions: Iterable[str], where: str) -> None:
     if broken := [caption for caption in captions if not is_text(caption)]:
         raise UserError(f"caption {broken[0]!a} in {where} has a NUL or half of a character; mend it in the annotation file")

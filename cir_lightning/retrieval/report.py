@@ -18,6 +18,7 @@ import pandas as pd  # type: ignore[import-untyped]
 from cir_lightning.retrieval.tables import to_markdown
 from cir_lightning.storage import replace_file
 from data_modules.errors import UserError
+from data_modules.json_text import parse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -163,9 +164,7 @@ def read(path: Path) -> Report:
     """
     remedy = "give a results.json that `cir test` wrote, or run `cir test` again"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: broken JSON ({error.msg}); {remedy}") from error
+        data = parse(path.read_text(encoding="utf-8"), path, remedy)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a results file ({error}); {remedy}") from error
     try:

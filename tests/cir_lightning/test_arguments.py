@@ -37,6 +37,7 @@ def test_flags_win_wherever_they_stand(capsys):
         (b"model: \x00", r"c\.yaml: cannot be read \(.*\); mend the file"),
         (b"", r"c\.yaml: holds no keys"),
         (b"- 1", r"c\.yaml: holds no keys"),
+        (b"model: {lr: 1}\ndata: {}\nmodel: {top: 3}\n", r"c\.yaml, line 3: not YAML \(the key 'model' comes twice\); mend that line"),
         (b"data: {init_args: {seed: 5}}", r"c\.yaml: data\.init_args\.seed=5 is not used, .*; set seed_everything instead"),
     ],
 )
@@ -44,6 +45,23 @@ def test_a_config_file_that_is_none(tmp_path, content, words):
     (tmp_path / "c.yaml").write_bytes(content)
     with pytest.raises(UserError, match=rf"^--config {words}"):
         find_config("c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "file"),
+    [
+        ("trainer: {max_skeps: 3}", [], True),
+        ("trainer: {max_skeps: 3}", ["--print_config", "--model.lr=1"], True),
+        ("data: {class_path: }", ["--model.lr=1"], True),
+        ("trainer: {max_steps: 3}", ["--model.lrr=1"], False),
+        ("model: {lr: 2}", ["--model.lr=fast"], False),
+    ],
+)
+def test_what_is_to_blame(tmp_path, capsys, content, options, file):
+    """The file where it is refused by itself, otherwise an option."""
+    (tmp_path / "c.yaml").write_text(content)
+    assert cli.main(["fit", "--config=emoji.yaml", "--config=c.yaml", *options]) == 2
+    assert capsys.readouterr().err.startswith(f"cir: --config {EMOJI}, c.yaml: ") is file
 
 
 @pytest.mark.parametrize("command", ["fit", "estimate"])

@@ -265,6 +265,21 @@ def test_pictures_are_not_read_again_to_know_them(paths, folder, monkeypatch):
     assert sorted(read[1:]) == sorted(paths)
 
 
+def test_a_damaged_hash_is_not_believed(paths, folder, monkeypatch):
+    """The features would be looked for under a wrong name, in every start again."""
+    monkeypatch.setattr(cache_hashes, "SETTLED", 0)
+    time.sleep(0.02)
+    before = FeatureCache(TinyTower(), folder=folder).open(pictures(paths))[:]
+    (memory,) = (folder / "hashes").iterdir()
+    text = memory.read_text()
+    at = text.index(content_hash(paths[3])) + 9
+    memory.write_text(text[:at] + ("0" if text[at] != "0" else "1") + text[at + 1 :])
+    tower = TinyTower()
+    assert torch.equal(FeatureCache(tower, folder=folder).open(pictures(paths))[:], before)
+    assert tower.seen == 0
+    assert memory.read_text() == text
+
+
 def test_a_picture_that_was_just_changed_is_not_remembered(paths, folder, monkeypatch):
     FeatureCache(TinyTower(), folder=folder).open(pictures(paths))
     read = []

@@ -100,8 +100,11 @@ def test_hashes_of_folders_that_are_gone(folder, capsys, tmp_path):
     (memory,) = (folder / "hashes").iterdir()
     said(capsys, "prune")
     assert memory.exists()
-    memory.write_text(json.dumps({"folder": str(tmp_path / "gone"), "files": {}}))
+    (tmp_path / "pictures").rename(tmp_path / "elsewhere")
     assert f"hashes/{memory.name}: of a folder of pictures that is not there any more" in said(capsys, "prune")
+    assert not memory.exists()
+    memory.write_text(json.dumps({"folder": str(tmp_path), "files": {}, "check": 7}))
+    assert f"hashes/{memory.name}: damaged" in said(capsys, "prune")
     assert not memory.exists()
 
 

@@ -153,3 +153,12 @@ def test_claims_of_this_process_are_live(tmp_path):
     mine.give_back()
     assert live_claims(tmp_path) == {}
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"", b"[", b"\xff", b"3", b"[[]]"])
+def test_a_damaged_claim_claims_nothing(tmp_path, content):
+    mine = claim(tmp_path, 3, ["a"])
+    mine.path.write_bytes(content)
+    assert live_claims(tmp_path) == {}
+    assert mine.path.exists()
+    mine.give_back()

@@ -263,6 +263,16 @@ def test_a_damaged_export(name, spoil, tmp_path, capsys):
         load(tmp_path / "mine")
 
 
+@pytest.mark.parametrize("name", ["modules.safetensors", "adapter_model.safetensors"])
+def test_a_flipped_bit_is_no_other_model(exported, name, tmp_path):
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    content = bytearray((copy / name).read_bytes())
+    content[-5] ^= 1  # of one weight: safetensors itself reads it
+    (copy / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name}: damaged, its checksum is not the one in config\.yaml; copy the folder again"):
+        load(copy)
+
+
 def test_help_is_light(capsys):
     assert main(["export", "--help"]) == 0
     assert "--merge" in capsys.readouterr().out
@@ -280,6 +290,8 @@ SPOILT = [  # key in config.yaml, value, message
     ("base.revision", "main", "not what cir export wrote"),
     ("base.revision.key", 7, r"base\.revision is missing or of another type"),
     ("merged", ["model", "colour"], "not what cir export wrote"),
+    ("checks", None, "checks is missing or of another type"),
+    ("checks", {"README": 1}, "not what cir export wrote"),
     ("model.encoder", ["a"], "not what cir export wrote"),
     ("model.encoder.class_path", "os.system", "the config that comes with the weights names os.system"),
     ("model.encoder.init_args.connector", None, "describes no encoder that this version can make"),
@@ -307,5 +319,6 @@ def test_a_config_that_was_spoilt(exported, tmp_path, key, value, message):
     *path, last = key.split(".")
     reduce(lambda part, name: part[name], path, config)[last] = value
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(UserError, match=message) if message else nullcontext():
+    with pytest.raises(UserError, match=message) if message else nullcontext() as refusal:
         load(copy)
+    assert not message or str(copy) in str(refusal.value)

@@ -118,9 +118,10 @@ WRONG = [
     (
         VAL_FILE,
         set_field(2, gt_img_ids=[IDS[18], 5]),
-        r"query '2' of val/circo has the target or member '5', which its gallery does not have",
+        r"val\.json, record 2: picture '5' is not in COCO2017_unlabeled/annotations/image_info",
     ),
-    (VAL_FILE, set_field(2, reference_img_id=5), r"query '2' of val/circo names '5', which is not a picture of the data set"),
+    (VAL_FILE, set_field(2, reference_img_id=5), r"val\.json, record 2: picture '5' is not in .*; get both files of one version"),
+    (TEST_FILE, set_field(1, reference_img_id=5), r"test\.json, record 1: picture '5' is not in .*; get both files of one version"),
     (VAL_FILE, set_field(2, target_img_id=IDS[0]), r"val\.json, record 2: target_img_id 271520 is not among gt_img_ids \["),
     (VAL_FILE, set_field(2, id=1), r"val\.json, record 2: id 1 is that of record 1, too; get the file again, or take one out"),
     (VAL_FILE, set_field(2, relative_caption=""), r"val\.json, record 2: empty relative_caption; write one, or take the record out"),
@@ -144,7 +145,11 @@ WRONG = [
         lambda info: {"images": [{"id": 4, "file_name": "../a.jpg"}]},
         r"unlabeled2017\.json: '\.\./a\.jpg' is no name of a picture in the",
     ),
-    (INFO, lambda info: {"images": [{"id": 4, "file_name": "a" * 5000}]}, r"path of the file of picture '4' is too long, 5,\d\d\d char"),
+    (
+        INFO,
+        lambda info: {"images": [*info["images"], {"id": 4, "file_name": "a" * 5000}]},
+        r"path of the file of picture '4' is too long, 5,\d\d\d char",
+    ),
 ]
 
 

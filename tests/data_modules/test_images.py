@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -100,6 +101,34 @@ def test_file_that_is_no_picture_is_refused(tmp_path: Path, content: bytes):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(UserError, match="cannot read picture"):
         load_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P"])
+def test_a_png_with_another_checksum_is_refused(tmp_path: Path, mode: str):
+    """Every flipped bit that matters, also among the pixels, where Pillow alone would show other colours."""
+    path = tmp_path / "a.png"
+    Image.effect_noise((24, 24), 90).convert(mode).save(path)
+    content = path.read_bytes()
+    for at in range(0, content.index(b"IEND") - 4, 7):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+        with pytest.raises(UserError, match=r"cannot read picture .*a\.png"):
+            load_image(path)
+    with pytest.raises(UserError, match="cannot read picture"), picture_files.open_picture(BytesIO(path.read_bytes())) as image:
+        image.load()
+    with picture_files.open_picture(BytesIO(content)) as image:
+        assert image.convert("RGB").size == (24, 24)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, IndexError, KeyError, ZeroDivisionError])
+def test_whatever_a_reader_raises_names_the_file(red: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]):
+    """AVIF's raises RuntimeError, TIFF's TypeError, both for some damaged bytes only."""
+
+    def fail(*_: object) -> None:
+        raise error("odd")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fail)
+    with pytest.raises(UserError, match=r"cannot read picture .*red\.png .*odd.*; replace the file"):
+        load_image(red)
 
 
 def test_huge_comment_in_a_picture_is_refused(tmp_path: Path):

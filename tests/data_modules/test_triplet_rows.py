@@ -141,6 +141,8 @@ WRONG_LINES = [
     (json_lines({"reference": "a", "caption": "x", "targets": ["b", 3]}), "'targets' is 3, not a text"),
     ('{"reference": "a", "caption": "cut \\ud83d", "target": "b"}', r"'caption' is 'cut \\ud83d', not a text"),
     (json_lines({**FINE, "category": "a\0b"}), r"'category' is 'a\\x00b', not a text"),
+    (json_lines(FINE, {**FINE, "target": "b\x0e"}), r"mine\.jsonl, line 2: 'b\\x0e' has a control character, which no name can have"),
+    (json_lines({**FINE, "category": "a\tb"}), r"mine\.jsonl, line 1: 'a\\tb' has a control character"),
     (json_lines({**FINE, "id": 7}, {**FINE, "id": "7"}), "line 2: the id '7' is that of line 1, too"),
     (json_lines(FINE) + "[" * 100_000 + "\n", r"mine\.jsonl, line 2: lists or objects are nested too deep; mend it there"),
     ('{"reference": "a", "reference": "c", "caption": "x", "target": "b"}', r"line 1: the key 'reference' comes twice in one object"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from typing import TYPE_CHECKING
 
 from fakes.tiny import COLOURS, draw
@@ -27,3 +28,12 @@ def write_triplets(root: Path) -> None:
             names = [f"{colour} {shape}.png" for colour in (before, after, *COLOURS[:3])]
             subset = "|".join(dict.fromkeys(names))
             table.writerow((names[0], f"but {after}", names[1], "test" if number % 5 == 0 else "", shape, subset))
+
+
+def write_jsonl(root: Path) -> None:
+    """The same as JSON lines, in ``triplets.jsonl``."""
+    write_triplets(root)
+    with (root / "triplets.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row | {"subset": row["subset"].split("|")} for row in csv.DictReader(file)]
+    (root / "triplets.csv").unlink()
+    (root / "triplets.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

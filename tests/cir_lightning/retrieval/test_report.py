@@ -126,8 +126,9 @@ def test_write_replaces_whole_files(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"benchmark": "x",\n"rows": [\n', r"results\.json, line 3: broken JSON \(Expecting value\); give a results\.json"),
-        (b"", r"line 1: broken JSON"),
+        (b'{"benchmark": "x",\n"rows": [\n', r"results\.json, line 3, column 1: broken JSON \(Expecting value\); give a results\.json"),
+        (b"", r"line 1, column 1: broken JSON"),
+        (b'{"rows": [{"figures": {"R@1": 3, "R@1": 4}}], "notes": []}', r"results\.json: the key 'R@1' comes twice in one object"),
         (b"\xff\xfe\x00PK", r"results\.json: cannot be read as a results file"),
         (b"[1, 2]", r"line 1: JSON, but not a report \(TypeError"),
         (b'{"epoch": 3}', r"line 1: JSON, but not a report \(KeyError: 'rows'\); give a results\.json that `cir test` wrote"),
