@@ -2,6 +2,7 @@
 # make test   lints, types and tests
 # make bench  measures time and memory of ranking beside the published repositories' way
 # make test-cluster  starts a Slurm on this machine, and preempts, kills and starves real jobs (root; apt-get install slurm-wlm munge)
+# make audit  looks the pinned packages up among known vulnerabilities (needs the internet)
 # make bench-gpu  trains 7B models with random weights on a GPU and holds cir estimate against it
 # All make the environment in .venv first; a second run installs nothing again.
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN    := $(VENV)/bin
 RUN    := runs/demo
 export OMP_WAIT_POLICY = PASSIVE   # torch is 10 to 50 times slower beside a busy process without it
 
-.PHONY: demo test test-cluster lint bench bench-gpu weights clean slurm-fit slurm-test slurm-study slurm-status
+.PHONY: demo test test-cluster audit lint bench bench-gpu weights clean slurm-fit slurm-test slurm-study slurm-status
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +41,11 @@ test: lint
 test-cluster: $(VENV)/installed
 	$(BIN)/python -m pytest tests/cluster
 
+audit: $(VENV)/installed
+	$(BIN)/python -m venv $(VENV)/audit
+	$(VENV)/audit/bin/pip install -q --disable-pip-version-check pip-audit
+	$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-columns min,median,rounds
 
@@ -56,10 +62,12 @@ clean:
 # SLURM: make slurm-fit CONFIG=fashioniq.yaml NODES=2 GPUS=8 [NAME= TIME= PARTITION= ACCOUNT= CPUS= TASKS= CONTAINER= ENVIRONMENT= STAGE= ONLINE=1
 # SBATCH="--qos=long --mem=0" CIR= ARGS="--data.batch_size 32" DRY=1]; GPUS=0 TASKS=2 for machines without GPUs; DRY=1 only shows the script.
 SUBMIT ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+quoted  = '$(subst ','\'',$($(1)))'# a variable as one word of the shell, whatever is in it
 CIR    ?= $(if $(wildcard $(BIN)/cir),$(CURDIR)/$(BIN)/cir,cir)
 slurm-fit slurm-test slurm-study:
-	@$(SUBMIT) -m cir_lightning.slurm $(@:slurm-%=%) --configs "$(CONFIG)" --name "$(NAME)" --options "$(ARGS)" --dry "$(DRY)" --online "$(ONLINE)" \
-	  $(foreach v,NODES GPUS TASKS CPUS TIME PARTITION ACCOUNT CONTAINER ENVIRONMENT STAGE SBATCH CIR,$(if $($(v)),--$(shell echo $(v) | tr A-Z a-z)="$($(v))"))
+	@$(SUBMIT) -m cir_lightning.slurm $(@:slurm-%=%) --configs $(call quoted,CONFIG) --name $(call quoted,NAME) --options=$(call quoted,ARGS) \
+	  --dry $(call quoted,DRY) --online $(call quoted,ONLINE) \
+	  $(foreach v,NODES GPUS TASKS CPUS TIME PARTITION ACCOUNT CONTAINER ENVIRONMENT STAGE SBATCH CIR,$(if $($(v)),--$(shell echo $(v) | tr A-Z a-z)=$(call quoted,$(v))))
 
 slurm-status:
 	@squeue --me --format "%.10i %.20j %.10T %.12M %.6D %R"

@@ -74,7 +74,7 @@ class Guards(Callback):
                 "model.lr and model.lora_lr, a longer warm-up, or larger batches (model.chunk)"
             )
         loss = module.loss
-        if loss.log_excess.requires_grad and float(loss.temperature) < 1.02 * loss.floor:
+        if loss.log_excess.requires_grad and float(loss.temperature.detach()) < 1.02 * loss.floor:
             self._warn(
                 f"the temperature has come down to its bound {loss.floor:g}; try loss.min_temperature below it, a fixed temperature, or a "
                 "lower model.lr"

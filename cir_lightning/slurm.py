@@ -19,6 +19,10 @@ from data_modules.errors import UserError
 
 NOTICE = 120  # seconds before the end of its time at which a job is told
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+COPY = """test -d "$1" || {
+  rm -rf "$1.$SLURM_JOB_ID"; mkdir -p "$1.$SLURM_JOB_ID"
+  cp -a "$2/." "$1.$SLURM_JOB_ID" && mv -T "$1.$SLURM_JOB_ID" "$1"
+} || test -d "$1\""""
 TIME = re.compile(r"(\d+-)?\d{1,3}(:\d{2}){0,2}")
 
 
@@ -136,12 +140,12 @@ def _array(job: Job) -> list[str]:
 
 
 def _stage(job: Job) -> list[str]:
-    """One copy for each node; what is there already, as after a restart, is not copied again."""
+    """One copy for each node; what is there already, as after a restart, is not copied again, and nothing is there by half."""
     if not job.stage:
         return []
-    source = shlex.quote(str(Path(job.stage).resolve()))
-    there = f'"${{SLURM_TMPDIR:-${{TMPDIR:-/tmp}}}}/cir-{job.name}"'
-    return [f"staged={there}", f"srun --ntasks-per-node=1 bash -c \"mkdir -p '$staged' && cp -au {source}/. '$staged'\""]
+    there = '"${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/cir-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}"'
+    once = "srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1"
+    return [f"staged={there}", f'{once} bash -c {shlex.quote(COPY)} copy "$staged" {shlex.quote(str(Path(job.stage).resolve()))}']
 
 
 def _words(job: Job, devices: int) -> list[str]:

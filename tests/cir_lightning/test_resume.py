@@ -1,7 +1,6 @@
 """Runs that are stopped at any moment end as if nothing had happened."""
 
 import contextlib
-import re
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from fakes.build import tiny_encoder, tiny_module, tiny_trainer
+from fakes.kills import run_killed
 from fakes.tiny import TinyCIR
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -35,15 +35,7 @@ def _cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM"])
 def test_killed_again_and_again_a_run_ends_bit_equal(tmp_path, how):
     """With dropout, negatives of earlier batches, the alignment, in the middle of epochs, and while checkpoints are written."""
-    command = [sys.executable, "-m", "fakes.kills", str(tmp_path), str(KILLS), how]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert int(re.search(r"killed: (\d+) kills", run.stdout)[1]) >= 1  # the others came when a run was at its end
-    for name in ("last.ckpt", "best.ckpt"):
-        whole, killed = (read_checkpoint(tmp_path / run_ / "run" / "checkpoints" / name) for run_ in ("whole", "killed"))
-        assert whole["global_step"] == killed["global_step"]
-        assert all(torch.equal(tensor, killed["state_dict"][key]) for key, tensor in whole["state_dict"].items())
-    assert not list((tmp_path / "killed" / "run" / "checkpoints").glob(".*"))
+    run_killed(tmp_path, KILLS, how)
 
 
 def test_memory_and_dropout_go_on(tmp_path):

@@ -95,10 +95,13 @@ def test_data_on_the_nodes_own_disk(capsys, tmp_path):
     lines = shown(capsys, "fit", "--configs", "fashioniq.yaml", "--stage", str(source), "--environment", str(source / "images" / "a.png"))
     assert f"source '{source / 'images' / 'a.png'}'" in lines
     assert '--data.root "$staged"' in lines[-1]
-    staging = [line for line in lines if line.startswith(("staged=", "srun"))]
-    script = "\n".join(['srun() { shift; "$@"; }', f"TMPDIR={tmp_path}", *staging])
-    subprocess.run(["bash", "-euc", script], check=True)
-    assert (tmp_path / "cir-fashioniq" / "images" / "a.png").read_text() == "a"
+    staging = lines[lines.index(next(line for line in lines if line.startswith("staged="))) : -2]
+    (tmp_path / "cir-17.17").mkdir()
+    (tmp_path / "cir-17.17" / "half.png").write_text("of a job that was killed")
+    script = "\n".join(['srun() { shift 3; "$@"; }', f"TMPDIR={tmp_path}", "export SLURM_JOB_ID=17 SLURM_JOB_NUM_NODES=1", *staging])
+    for _ in range(2):
+        subprocess.run(["bash", "-euc", script], check=True)
+        assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.glob("cir-*/**/*"))] == ["cir-17/images", "cir-17/images/a.png"]
 
 
 @pytest.mark.parametrize(

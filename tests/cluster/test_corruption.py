@@ -391,10 +391,9 @@ def test_damage_follows_from_the_seed_and_does_something():
         assert (len(once) < len(content)) is (kind in LOST)
 
 
-def test_all_together(tally: Tally, capsys: pytest.CaptureFixture[str]):
+def test_all_together(tally: Tally, report: Callable[[str], None]):
     """The line to keep; the tests above say what was wrong, where."""
-    with capsys.disabled():
-        print(f"\n{tally}")
+    report(str(tally))
     assert set(tally.inputs) == {"pictures", "annotations", "caches", "checkpoints", "configs", "command line"}
     assert tally.inputs.total() >= 1000
     assert str(tally).endswith(": 0 silent drops, 0 hangs, 0 tracebacks, 0 wrong or unnamed")

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -177,12 +178,18 @@ def test_a_study_is_an_array_of_runs(cluster, whole):
 def test_an_environment_and_data_on_the_nodes_own_disk(cluster):
     (cluster.folder / "activate").write_text('export GREETING="hello$UNSET_VARIABLE"\nfalse\necho $GREETING from the environment\n')
     (cluster.folder / "some data").mkdir()
+    (cluster.folder / "some data" / "own.txt").write_text("mine")
     options = f"{OPTIONS} --trainer.max_steps=4 --trainer.val_check_interval=2"
-    number = submit(cluster, "staged", options, ENVIRONMENT="activate", STAGE="some data", CPUS=2, SBATCH="--comment=mine --mem=1000")
+    about = {"ENVIRONMENT": "activate", "STAGE": "some data", "CPUS": 2, "SBATCH": "--comment='my own' --mem=1000", "NODES": 1, "TASKS": 2}
+    number = submit(cluster, "staged", options, **about)
     assert cluster.wait(number)["CPUs/Task"] == "2"
-    assert "hello from the environment" in cluster.log(number)
-    stored = yaml.safe_load((cluster.folder / "runs" / "staged" / "config.yaml").read_text())
-    assert stored["data"]["init_args"]["root"].endswith("/cir-staged")
+    log = cluster.log(number)
+    assert log.count("hello from the environment") == 1
+    assert "can't honor" not in log
+    root = Path(yaml.safe_load((cluster.folder / "runs" / "staged" / "config.yaml").read_text())["data"]["init_args"]["root"])
+    assert root.name == f"cir-{number}"
+    assert (root / "own.txt").exists()
+    shutil.rmtree(root)
 
 
 def test_the_time_is_up(cluster, short_of_time):

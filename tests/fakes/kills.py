@@ -10,9 +10,12 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
+
+import torch
 
 from cir_lightning import checkpoint_io
 from cir_lightning.checkpoint import read_checkpoint
@@ -53,7 +56,7 @@ def fit(folder: Path, log: Path, *, slow: bool) -> int:
 
 
 def run_to_the_end(folder: Path, log: Path, kills: int, how: signal.Signals, lasts: float, draw: random.Random) -> int:
-    """Kill so many times, then let it finish; how many kills hit a running process.
+    """Kill until so many kills have hit a running process, then let it finish; how many of them left a checkpoint half written.
 
     Args:
         folder: with ``tiny.yaml``.
@@ -63,8 +66,10 @@ def run_to_the_end(folder: Path, log: Path, kills: int, how: signal.Signals, las
         lasts: how long an undisturbed run takes, seconds.
         draw: random numbers.
     """
-    hit = 0
-    for number in range(kills):
+    hit = halves = 0
+    for number in range(3 * kills):
+        if hit == kills:
+            break
         process = fit(folder, log, slow=number % 2 == 1)
         time.sleep(draw.uniform(0.3, 0.8) * lasts)
         done, _ = os.waitpid(process, os.WNOHANG)
@@ -75,13 +80,15 @@ def run_to_the_end(folder: Path, log: Path, kills: int, how: signal.Signals, las
             hit += left != 0
         found = folder / "run" / "checkpoints"
         half = [path.name for path in found.glob(".*")] if found.is_dir() else []
+        halves += bool(half)
         steps = [read_checkpoint(path)["global_step"] for path in sorted(found.glob("*.ckpt")) if path.name != "best.ckpt"]
         print(f"kill {number}: {'running' if not done else 'ended before'}, checkpoints of steps {steps}, half written {half}", flush=True)
         if steps and max(steps) == STEPS:  # finished: from the beginning again
             shutil.rmtree(folder / "run")
+    assert hit == kills
     _, status = os.waitpid(fit(folder, log, slow=False), 0)
     assert os.waitstatus_to_exitcode(status) == 0, log.read_text()
-    return hit
+    return halves
 
 
 def start(folder: Path, kills: int, how: signal.Signals) -> None:
@@ -91,9 +98,28 @@ def start(folder: Path, kills: int, how: signal.Signals) -> None:
         (folder / name).mkdir()
         write_recipe(folder / name)
         begun = time.monotonic()
-        hit = run_to_the_end(folder / name, folder / f"{name}.log", count, how, lasts, random.Random(0))
+        halves = run_to_the_end(folder / name, folder / f"{name}.log", count, how, lasts, random.Random(0))
         lasts = time.monotonic() - begun
-        print(f"{name}: {hit} kills, {lasts:.1f} s", flush=True)
+        print(f"{name}: {count} kills, {halves} of them within the writing of a checkpoint, {lasts:.1f} s", flush=True)
+
+
+def run_killed(folder: Path, kills: int, how: str) -> str:
+    """An undisturbed run and one that is killed, in a process of their own, must end with the same bits; what was killed.
+
+    Args:
+        folder: new.
+        kills: how many.
+        how: name of the signal.
+    """
+    command = [sys.executable, "-m", "fakes.kills", str(folder), str(kills), how]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    for name in ("last.ckpt", "best.ckpt"):
+        whole, killed = (read_checkpoint(folder / run_ / "run" / "checkpoints" / name) for run_ in ("whole", "killed"))
+        assert whole["global_step"] == killed["global_step"]
+        assert all(torch.equal(tensor, killed["state_dict"][key]) for key, tensor in whole["state_dict"].items())
+    assert not list((folder / "killed" / "run" / "checkpoints").glob(".*"))
+    return run.stdout.splitlines()[-1].removeprefix("killed: ")
 
 
 if __name__ == "__main__":

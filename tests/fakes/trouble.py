@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import resource
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
@@ -26,6 +29,23 @@ class Slow(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Wait."""
         time.sleep(self.seconds)
+
+
+class Memory(Callback):
+    """Writes down how much memory the process has after every epoch.
+
+    Args:
+        file: a line for each epoch, bytes.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write a line."""
+        gc.collect()
+        with self.file.open("a") as lines:
+            print(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize(), file=lines)
 
 
 class Fails(Callback):
