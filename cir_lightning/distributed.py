@@ -93,6 +93,17 @@ def gather_ids(ids: Tensor) -> Tensor:
         return _all_gather(ids) if world_size() > 1 else ids
 
 
+def mean(x: Tensor) -> Tensor:
+    """The mean over all processes, without gradients.
+
+    Args:
+        x: float, of the same shape on every process.
+    """
+    if world_size() > 1:
+        dist.all_reduce(x := x.clone())
+    return x / world_size()
+
+
 def _all_gather(x: Tensor) -> Tensor:
     x = x.contiguous()
     parts = [torch.empty_like(x) for _ in range(world_size())]

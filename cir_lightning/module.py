@@ -18,7 +18,7 @@ from cir_lightning.cache import FeatureCache
 from cir_lightning.checkpoint import CONFIG_KEY, load_trained, trained_state
 from cir_lightning.chunks import WithinMemory, in_chunks
 from cir_lightning.compiling import compile_parts
-from cir_lightning.distributed import draw_seed
+from cir_lightning.distributed import draw_seed, mean
 from cir_lightning.encoder import Sight
 from cir_lightning.exported import check_base
 from cir_lightning.pictures import spread
@@ -245,7 +245,7 @@ class CIRModule(LightningModule):
         with stage(LOSS):
             contrast = self.loss(query, target, batch.content)
         pull = sight.pull[place].mean()  # of every reference and target, so that it does not depend on how processes share the batch
-        losses = self.trainer.strategy.reduce(torch.stack([contrast, pull]).detach(), reduce_op="mean")  # of the whole batch
+        losses = mean(torch.stack([contrast, pull]).detach())  # of the batch of all processes
         shown = {"train/loss": losses[0], "train/pull": losses[1], "train/temperature": self.loss.temperature}
         self.log_dict(shown, batch_size=size, prog_bar=False)
         self.log("loss", losses[0], prog_bar=True, logger=False, batch_size=size)

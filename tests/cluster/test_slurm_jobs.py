@@ -13,6 +13,7 @@ import torch
 import yaml
 from fakes.cluster import processes_with
 from fakes.runs import TINY
+from fakes.tiny import TinyCIR
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cir_lightning.checkpoint import read_checkpoint
@@ -149,6 +150,18 @@ def test_a_failing_process_ends_the_job_and_says_why(cluster):
     number = cluster.submit("slurm-fit", CONFIG=config, NODES=2, TASKS=1, ARGS=OPTIONS)
     assert cluster.wait(number, "FAILED", seconds=60)["ExitCode"] == "2:0"
     assert "cir: cannot read picture x.png; replace it" in cluster.log(number)
+    assert "Traceback" not in cluster.log(number)
+
+
+def test_a_damaged_picture_ends_the_job_and_is_named(cluster):
+    config = recipe(cluster.folder, "damaged")
+    root = cluster.folder / "own pictures"
+    TinyCIR(str(root)).read()
+    picture = root / "pictures" / "pink-cross.png"
+    picture.write_bytes(picture.read_bytes()[:100])
+    number = cluster.submit("slurm-fit", CONFIG=config, NODES=2, TASKS=2, ARGS=f"{OPTIONS} --data.root '{root}'")
+    cluster.wait(number, "FAILED", seconds=60)
+    assert f"cir: cannot read picture {picture} (" in cluster.log(number)
     assert "Traceback" not in cluster.log(number)
 
 
