@@ -24,7 +24,7 @@ from cir_lightning.distributed import draw_seed
 from cir_lightning.loss import InfoNCE
 from data_modules.errors import UserError
 
-KILLS = 6
+KILLS = 3  # of each kind; make test-cluster does 20
 
 
 @pytest.fixture(autouse=True)

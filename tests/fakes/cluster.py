@@ -170,9 +170,8 @@ class Cluster:
         self.do("scontrol", "update", f"nodename={name}", "state=down", "reason=lost")
 
     def node_is_back(self, name: str) -> None:
-        """Start a node again."""
+        """Start a node again; Slurm takes it back by itself (``ReturnToService``)."""
         self.do("slurmd", "-N", name)
-        self.do("scontrol", "update", f"nodename={name}", "state=resume")
 
 
 def until(true: object, what: str, seconds: float) -> None:

@@ -100,11 +100,11 @@ def start(folder: Path, kills: int, how: signal.Signals) -> None:
         begun = time.monotonic()
         halves = run_to_the_end(folder / name, folder / f"{name}.log", count, how, lasts, random.Random(0))
         lasts = time.monotonic() - begun
-        print(f"{name}: {count} kills, {halves} of them within the writing of a checkpoint, {lasts:.1f} s", flush=True)
+        print(f"{name}: {count} kills, {lasts:.1f} s, checkpoints half written: {halves}", flush=True)
 
 
-def run_killed(folder: Path, kills: int, how: str) -> str:
-    """An undisturbed run and one that is killed, in a process of their own, must end with the same bits; what was killed.
+def run_killed(folder: Path, kills: int, how: str) -> int:
+    """An undisturbed run and one that is killed must end with the same bits; how many kills left a checkpoint half written.
 
     Args:
         folder: new.
@@ -119,7 +119,7 @@ def run_killed(folder: Path, kills: int, how: str) -> str:
         assert whole["global_step"] == killed["global_step"]
         assert all(torch.equal(tensor, killed["state_dict"][key]) for key, tensor in whole["state_dict"].items())
     assert not list((folder / "killed" / "run" / "checkpoints").glob(".*"))
-    return run.stdout.splitlines()[-1].removeprefix("killed: ")
+    return int(run.stdout.split()[-1])
 
 
 if __name__ == "__main__":
