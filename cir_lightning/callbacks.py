@@ -91,8 +91,9 @@ class LastCheckpoint(ModelCheckpoint):
             validation.increment_ready()
             validation.increment_started()
         batches = trainer.fit_loop.epoch_loop.batch_progress
-        for count in (batches.total, batches.current):  # not the one that is not begun, or validations of what goes on would come early
-            count.ready = count.completed
+        if batches.current.ready > batches.current.completed:  # its batch is not done, and counted would be left out or validated early
+            batches.total.ready, batches.current.ready = batches.total.completed, batches.current.completed
+            batches.is_last_batch = False
         path = f"{self.dirpath}/last.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:

@@ -56,41 +56,49 @@ def test_memory_and_dropout_go_on(tmp_path):
     assert torch.load(tmp_path / "run0" / "step=3.ckpt", weights_only=True)["memory"]["past"].shape == (50, 32)
 
 
-@pytest.mark.parametrize(
-    "places",
-    [
-        ("train_batch_end 4", "validation_batch_end 6"),
-        ("validation_batch_end 6", "validation_end 6"),
-        ("train_batch_end 6", "validation_end 6"),
-        ("validation_end 6", "train_batch_end 7"),
-    ],
-)
-def test_a_stopped_run_validates_at_the_same_steps(tmp_path, monkeypatch, places):
+STOPS = [
+    ("train_batch_end 4", "validation_batch_end 6"),
+    ("validation_batch_end 6", "validation_end 6"),
+    ("train_batch_end 6", "validation_end 6"),
+    ("validation_end 3", "validation_end 9"),  # 5 batches make an epoch: before its last batch
+    ("train_batch_end 5", "train_batch_end 10"),  # between epochs
+    ("train_batch_end 4", "train_batch_end 9"),
+]
+
+
+@pytest.mark.parametrize("places", STOPS)
+def test_a_stopped_run_takes_the_same_steps(tmp_path, monkeypatch, places):
     class Watch(Callback):
         def __init__(self, place):
             hook, self.step = place.split()
             setattr(self, f"on_{hook}", self.stop)
-            self.validated = []
+            self.seen = []
 
         def stop(self, trainer, *_):
             if trainer.global_step == int(self.step):
                 monkeypatch.setattr(stops, "asked", signal.SIGTERM)
 
-        def on_validation_epoch_end(self, trainer, pl_module):
-            self.validated.append(trainer.global_step)
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            self.seen.append((trainer.global_step, pl_module.last_batch.reference.tolist()))
 
-    def fit(place):
+        def on_validation_epoch_end(self, trainer, pl_module):
+            self.seen.append(("validation", trainer.global_step))
+
+    def fit(place, folder):
         monkeypatch.setattr(stops, "asked", None)
         watch = Watch(place)
-        keeps = {"callbacks": [Stops(), LastCheckpoint(tmp_path), watch], "enable_checkpointing": True}
-        trainer = tiny_trainer(tmp_path, max_steps=9, val_check_interval=3, check_val_every_n_epoch=None, **keeps)
-        last = tmp_path / "last.ckpt"
+        keeps = {"callbacks": [Stops(), LastCheckpoint(folder), watch], "enable_checkpointing": True}
+        trainer = tiny_trainer(tmp_path, max_steps=12, val_check_interval=3, check_val_every_n_epoch=None, **keeps)
+        last = folder / "last.ckpt"
         with contextlib.suppress(SystemExit):
             trainer.fit(tiny_module(0), datamodule=TinyCIR(str(tmp_path)), ckpt_path=last if last.exists() else None)
-        return watch.validated
+        return watch.seen
 
-    validated = [*fit(places[0]), *fit(places[1]), *fit("end 0")]
-    assert validated == [3, 6, 9]
+    whole = fit("end 0", tmp_path / "whole")
+    parts = [fit(place, tmp_path / "cut") for place in (*places, "end 0")]
+    assert all(parts)
+    assert [seen for part in parts for seen in part] == whole
+    assert [step for what, step in whole if what == "validation"] == [3, 6, 9, 12]
 
 
 def test_seeds_differ_where_anything_does():
