@@ -73,7 +73,7 @@ class VisionTower(nn.Module, ABC):
             pixels: (B, 3, S, S) uint8 RGB.
 
         Returns:
-            (B, N, Dv) :meth:`rounded` here, so that cached and fresh features are the same numbers.
+            (B, N, Dv) :meth:`rounded` here, so that cached and fresh features are the same numbers; row by row, where patches are a map.
         """
 
 

@@ -46,6 +46,7 @@ class Family:
         around: text before and after the visual tokens.
         causal: whether its LLM reads text without pictures like any other one.
         whole: whether its visual tokens come from the model with its LM head, and simply take their places in the LLM's input.
+        blocks: whether its vision transformer has the patches block by block, as it merges them, and not row by row.
     """
 
     projector: str = "multi_modal_projector"
@@ -57,9 +58,10 @@ class Family:
     around: tuple[str, str] = ("", "")
     causal: bool = True
     whole: bool = False
+    blocks: bool = False
 
 
-_QWEN = Family("visual.merger", eyes="visual", around=("<|vision_start|>", "<|vision_end|>"))
+_QWEN = Family("visual.merger", eyes="visual", around=("<|vision_start|>", "<|vision_end|>"), blocks=True)
 _FAKE = "<fake_token_around_image>"
 _IDEFICS = Family("connector", "text_model", "vision_model", nested=True, around=(f"{_FAKE}<global-img>", _FAKE))
 FAMILIES: dict[str, Family] = {
@@ -87,8 +89,25 @@ _LLAVA_FIELDS = (
 _PIXELS = ("pixel_values", "image_grid_thw", "image_sizes", "pixel_attention_mask")
 
 
+def row_order(config: Any, image_size: int) -> Tensor:
+    """Where every patch is found, row by row, among those of a Qwen vision transformer, (N,) long.
+
+    Patches that it merges lie together, and those of a window of attention do, where it has windows.
+
+    Args:
+        config: the vision transformer's.
+        image_size: side of the picture, pixels.
+    """
+    side, merged = image_size // config.patch_size, config.spatial_merge_size
+    window = getattr(config, "window_size", image_size) // merged // config.patch_size * merged
+    at = torch.arange(side * side)
+    for square in (merged, window):
+        at = at[(at // side // square * side + at % side // square).argsort(stable=True)]
+    return at.argsort()
+
+
 class Vision(VisionTower):
-    """The frozen vision part of a family's base model, up to the projector's input or up to its output.
+    """The frozen vision part of a family's base model, up to the projector's input, row by row, or up to its output.
 
     Args:
         base: the family's model without its LM head; not registered as a part of this module, which only borrows it.
@@ -114,7 +133,7 @@ class Vision(VisionTower):
         super().__init__()
         self._borrowed = (base,)
         self.family, self.processor, self.image_size, self.native, self.trained = family, processor, image_size, native, trained
-        self.key = f"{key}-{image_size}px-{'tokens' if native else 'patches'}"
+        self.key = f"{key}-{image_size}px-{'tokens' if native else 'rows' if family.blocks else 'patches'}"
         if on_meta():
             self.patches, self.width = vision_shape(base.config, image_size, native=native)  # type: ignore[arg-type]
         else:
@@ -163,7 +182,8 @@ class Vision(VisionTower):
         finally:
             hook.remove()
         if not self.native:
-            return entered[0].reshape(len(pixels), -1, entered[0].shape[-1])  # type: ignore[no-any-return]
+            features: Tensor = entered[0].reshape(len(pixels), -1, entered[0].shape[-1])
+            return features[:, row_order(base.config.vision_config, self.image_size)] if self.family.blocks else features  # type: ignore[union-attr]
         levels = [out.pooler_output, *(getattr(out, "deepstack_features", None) or [])]
         return torch.cat([torch.stack(list(level)) for level in levels], dim=-1)
 

@@ -1,17 +1,21 @@
 """Every family against its own full forward pass, at tiny size, from files as they lie on the hub."""
 
+import itertools
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from fakes.lvlms import IMAGE, SIDE, write_lvlm
+from fakes.lvlms import IMAGE, PATCH, SIDE, write_lvlm
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel, CLIPImageProcessorPil, LlamaConfig, LlavaModel
 from transformers import Blip2ForConditionalGeneration as Blip2
 
 from cir_lightning.backbones.hf import FAMILIES, HFLVLM
+from cir_lightning.backbones.kept import kept
 from cir_lightning.backbones.lora import LoRA
 from cir_lightning.connector import Resampler
 from cir_lightning.encoder import IntentEncoder
@@ -113,6 +117,52 @@ def test_patch_features_are_what_the_projector_reads(lvlm):
     assert (features[0] - features[1]).abs().max() > 0.05
     assert lvlm.vision.width == {"qwen3_vl": 3}.get(family, 1) * lvlm.width
     assert lvlm.tower.key != lvlm.vision.key
+
+
+def test_patches_are_pooled_with_their_neighbours(lvlm):
+    """Of black pictures with one bright quadrant, that quarter of the pooled map differs most from black."""
+    lvlm, _, family = lvlm
+    if family in {"llava_next", "blip-2"}:
+        pytest.skip("tiles, or a class token: no square map, which kept() refuses")
+    pictures = torch.zeros(5, 3, SIDE, SIDE, dtype=torch.uint8)
+    half = SIDE // 2
+    for which in range(4):
+        y, x = which // 2 * half, which % 2 * half
+        pictures[which, :, y : y + half, x : x + half] = 255
+    pooled = kept(lvlm.tower, math.isqrt(lvlm.tower.patches) // 2, "float16")(pictures).float()
+    assert (pooled[:4] - pooled[4]).norm(dim=-1).argmax(1).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("window", [28, 56, 84])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_qwens_patches_are_in_rows_and_pooled_in_squares(family, window, tmp_path):
+    """A vision transformer without layers: every feature is a patch's pixels times the weights of its embedding, by numpy."""
+    folder, side, grid = write_lvlm(family, tmp_path), 2 * SIDE, 8
+    config = json.loads((folder / "config.json").read_text())
+    if family == "qwen2_5_vl":
+        config["vision_config"]["window_size"] = window
+    (folder / "config.json").write_text(json.dumps(config))
+    lvlm = HFLVLM(str(folder), dtype="float32", image_size=side)
+    lvlm.build()
+    lvlm.base.visual.blocks = torch.nn.ModuleList()
+    embed = lvlm.base.visual.patch_embed.proj
+    if family == "qwen3_vl":
+        lvlm.base.visual.pos_embed.weight.data.zero_()
+    pictures = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
+    processor = lvlm.checkpoint.image_processor()
+    mean, std = (np.array(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+    normal = (pictures.numpy() / 255 - mean) / std
+    weight = embed.weight.detach().numpy().sum(2)  # of two frames alike
+    bias = 0 if embed.bias is None else embed.bias.detach().numpy()
+    expected = np.empty((2, grid, grid, len(weight)))
+    for y, x in itertools.product(range(grid), repeat=2):
+        patch = normal[:, :, PATCH * y : PATCH * (y + 1), PATCH * x : PATCH * (x + 1)]
+        expected[:, y, x] = np.einsum("bcij,dcij->bd", patch, weight) + bias
+    np.testing.assert_allclose(lvlm.tower(pictures), expected.reshape(2, grid**2, -1), atol=5e-3)
+    for pooling in (2, 4):
+        squares = expected.reshape(2, grid // pooling, pooling, grid // pooling, pooling, -1).mean((2, 4))
+        np.testing.assert_allclose(kept(lvlm.tower, pooling, "float16")(pictures), squares.reshape(2, -1, len(weight)), atol=5e-3)
+    assert lvlm.tower.key.endswith("px-rows")
 
 
 def targets(family):
