@@ -7,6 +7,7 @@ Shapes: B sequences, L longest of them, R rows, W row width, D LLM width.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -97,7 +98,7 @@ def hidden_states(llm: PreTrainedModel, embeds: Tensor, mask: Tensor) -> Tensor:
     """The last hidden states (B, L, D) of a causal LLM, packed; zero at padding.
 
     Args:
-        llm: without its head; :func:`can_pack` says whether it may be packed.
+        llm: without its head; :func:`can_pack` says whether it may be packed, and :func:`longest` up to which length.
         embeds: (B, L, D).
         mask: (B, L), 1 for a real position, 0 for padding on the right.
     """
@@ -110,6 +111,15 @@ def hidden_states(llm: PreTrainedModel, embeds: Tensor, mask: Tensor) -> Tensor:
     bias = torch.zeros_like(sees, dtype=embeds.dtype).masked_fill(~sees, torch.finfo(embeds.dtype).min)
     hidden: Tensor = llm(inputs_embeds=packed, attention_mask=bias, position_ids=position, use_cache=False).last_hidden_state
     return torch.zeros_like(embeds, dtype=hidden.dtype).masked_scatter(real[..., None], hidden.flatten(0, 1)[place])
+
+
+def longest(llm: PreTrainedModel) -> float:
+    """Tokens of the longest sequence that all layers of an LLM see as a whole; one mask for all layers holds up to here.
+
+    Infinite, unless some layers attend within a sliding window or a chunk only.
+    """
+    spans = (getattr(llm.config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    return min((span for span in spans if span), default=math.inf)
 
 
 def can_pack(llm: PreTrainedModel) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from cir_lightning.packing import WORTH, hidden_states, padding
+from cir_lightning.packing import WORTH, hidden_states, longest, padding
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class Backbone(nn.Module, ABC):
     def run(self, embeds: Tensor, mask: Tensor) -> Tensor:
         """The LLM's last hidden states (B, L, D) where there are no visual tokens, packed where that saves much."""
         embeds = embeds.to(self.llm.dtype)
-        if self.packs and padding(mask) > WORTH:
+        if self.packs and padding(mask) > WORTH and mask.shape[1] <= longest(self.llm):
             return hidden_states(self.llm, embeds, mask)
         hidden: Tensor = self.llm(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
         return hidden

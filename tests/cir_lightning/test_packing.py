@@ -119,11 +119,38 @@ def test_models_whose_packed_sequences_would_see_each_other_do_not(kind):
     assert model.training
 
 
-def small(kind):
+def small(kind, **options):
     torch.manual_seed(0)
     sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 200} if kind in {"Bloom", "GPT2"} else SMALL
     sizes = {**sizes, "word_embed_proj_dim": 64, "ffn_dim": 96} if kind == "OPT" else sizes
-    return transformers.AutoModel.from_config(getattr(transformers, f"{kind}Config")(**sizes)).eval()
+    return transformers.AutoModel.from_config(getattr(transformers, f"{kind}Config")(**sizes, **options)).eval()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("Gemma3Text", {"sliding_window": 10, "layer_types": ["sliding_attention", "full_attention"]}),
+        ("Mistral", {"sliding_window": 10}),
+        ("Phi3", {"sliding_window": 10}),
+        ("Qwen2", {"sliding_window": 10, "use_sliding_window": True, "max_window_layers": 0}),
+        ("Llama4Text", {"attention_chunk_size": 10, "num_local_experts": 2, "head_dim": 16, "intermediate_size_mlp": 96}),
+    ],
+)
+@pytest.mark.parametrize("lengths", [[10, 3, 5], [14, 3, 5, 12]])
+def test_sequences_longer_than_a_window_of_attention_get_what_they_get_alone(kind, options, lengths):
+    lvlm = TinyLVLM()
+    lvlm.llm = small(kind, **options)
+    lvlm.packs = can_pack(lvlm.llm)
+    assert lvlm.packs
+    embeds, mask = batch(lengths)
+    rows = []
+    lvlm.llm.register_forward_pre_hook(lambda _, __, given: rows.append(len(given["inputs_embeds"])), with_kwargs=True)
+    with torch.no_grad():
+        together = lvlm.run(embeds.nan_to_num(), mask)
+        for row, length in enumerate(lengths):
+            alone = lvlm.llm(inputs_embeds=embeds[row : row + 1, :length]).last_hidden_state
+            torch.testing.assert_close(together[row : row + 1, :length], alone, atol=1e-5, rtol=0)
+    assert (rows[0] == 1) is (max(lengths) <= 10)
 
 
 def test_without_weights_nothing_is_tried():
