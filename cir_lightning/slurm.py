@@ -18,12 +18,14 @@ from cir_lightning.cli import recipe_folder
 from data_modules.errors import UserError
 
 NOTICE = 120  # seconds before the end of its time at which a job is told
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+LEAST = NOTICE + 60  # seconds of a training; Slurm may tell it a minute early
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+TAKEN = ("bash", "interactive")  # names of jobs that Lightning does not take for Slurm's
 COPY = """test -d "$1" || {
   rm -rf "$1.$SLURM_JOB_ID"; mkdir -p "$1.$SLURM_JOB_ID"
   cp -a "$2/." "$1.$SLURM_JOB_ID" && mv -T "$1.$SLURM_JOB_ID" "$1"
 } || test -d "$1\""""
-TIME = re.compile(r"(\d+-)?\d{1,3}(:\d{2}){0,2}")
+TIME = re.compile(r"(\d+-)?\d+(:\d{2}){0,2}")
 
 
 class Job(NamedTuple):
@@ -83,6 +85,12 @@ class Job(NamedTuple):
                 raise UserError(f"{key.upper()}={value!r} is no name for Slurm; use letters, digits, dots, dashes and underscores")
         if not TIME.fullmatch(self.time):
             raise UserError(f"TIME={self.time!r} is no time; write minutes, hours:minutes:seconds, or days-hours, such as 1-12")
+        if self.name in TAKEN:
+            raise UserError(f"NAME={self.name} is what Lightning calls a job in which nothing is started by srun; set another NAME")
+        if self.command == "fit" and 0 < seconds(self.time) < LEAST:
+            raise UserError(f"TIME={self.time} is too short, as a training is told {NOTICE} seconds before its end; set it to 5 or more")
+        if self.gpus and self.tasks != 1:
+            raise UserError(f"TASKS={self.tasks} is for machines without GPUs; set GPUS=0, too, or leave it out")
         for key in ("environment", "stage"):
             if (value := getattr(self, key)) and not Path(value).exists():
                 raise UserError(f"{key.upper()}={value}: no such file or folder")
@@ -97,8 +105,22 @@ class Job(NamedTuple):
                 raise UserError(f"CONFIG={config}: no such file, and no recipe of that name; cir --help lists them")
         if not self.configs and self.command == "fit":
             raise UserError("CONFIG is missing: a recipe, and overlays behind it: CONFIG='fashioniq.yaml backbones/qwen2.5-vl.yaml'")
+        if self.array and len(runs := [Path(config).stem for config in self.configs]) > len(set(runs)):
+            raise UserError(f"CONFIG has {max(runs, key=runs.count)} twice, which would share a folder; give the files different names")
         if self.command == "test" and not self.name:
             raise UserError("NAME is missing: of the run that is to be tested, which lies in runs/NAME")
+
+
+def seconds(time: str) -> int:
+    """How long a time is that is written as Slurm writes it; 0 for no limit.
+
+    >>> seconds("90"), seconds("1:30"), seconds("1:00:00"), seconds("1-12")
+    (5400, 90, 3600, 129600)
+    """
+    days, dash, clock = time.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    hours, minutes, rest = ([*parts, 0, 0] if dash or len(parts) == 3 else [0, *parts, 0])[:3]
+    return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + rest
 
 
 def render(job: Job) -> str:
@@ -201,8 +223,9 @@ def read(argv: list[str]) -> tuple[Job, bool]:
     parser.add_argument("--options", default="")
     parser.add_argument("--dry", default="")
     asked = vars(parser.parse_args(argv))
-    dry, study, configs = bool(asked.pop("dry")), asked["command"] == "study", asked["configs"].split()
-    asked |= {"configs": configs, "online": bool(asked["online"]), "options": tuple(shlex.split(asked["options"])), "array": study}
+    dry, online = (asked.pop(switch) not in {"", "0"} for switch in ("dry", "online"))
+    study, configs = asked["command"] == "study", shlex.split(asked["configs"])
+    asked |= {"configs": configs, "online": online, "options": tuple(shlex.split(asked["options"])), "array": study}
     asked["command"] = "fit" if study else asked["command"]
     asked["name"] = asked["name"] or (Path(configs[0]).stem if configs else "")
     return Job(**asked).check(), dry
@@ -219,6 +242,8 @@ def main(argv: list[str]) -> int:
         return submit(job, script)
     except FileNotFoundError:
         print("slurm: there is no sbatch here; log in where jobs are submitted, or set DRY=1 to see the script", file=sys.stderr)
+    except OSError as error:
+        print(f"slurm: cannot write {error.filename}: {error.strerror}; run make where runs/ can be written", file=sys.stderr)
     except (UserError, ValueError) as error:
         print(f"slurm: {error}", file=sys.stderr)
     return 2

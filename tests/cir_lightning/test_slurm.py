@@ -117,6 +117,11 @@ def test_data_on_the_nodes_own_disk(capsys, tmp_path):
             ["fit", "--configs", "emoji.yaml", "--time", "soon"],
             "TIME='soon' is no time; write minutes, hours:minutes:seconds",
         ),
+        (["fit", "--configs", "emoji.yaml", "--time", "2:59"], "TIME=2:59 is too short, as a training is told 120 seconds before its end"),
+        (["fit", "--configs", "emoji.yaml", "--name", "bash"], "NAME=bash is what Lightning calls a job in which nothing is started by"),
+        (["fit", "--configs", "emoji.yaml", "--name", "a" * 101], "is no name for Slurm"),
+        (["fit", "--configs", "emoji.yaml", "--tasks", "2"], "TASKS=2 is for machines without GPUs; set GPUS=0, too"),
+        (["study", "--configs", "emoji.yaml ./configs/emoji.yaml"], "CONFIG has emoji twice, which would share a folder"),
         (["fit", "--configs", "emoji.yaml", "--stage", "/nowhere"], "STAGE=/nowhere: no such file or folder"),
         (["fit", "--configs", "emoji.yaml", "--options", "'"], "No closing quotation"),
         (["fit", "--configs", "emoji.yaml", "--sbatch", "--qos long"], "SBATCH='long' is no option of sbatch; write them like"),
@@ -126,6 +131,36 @@ def test_data_on_the_nodes_own_disk(capsys, tmp_path):
 def test_bad_values(arguments, sentence, capsys):
     assert main([*arguments, "--dry", "1"]) == 2
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("time", ["1440", "2:00:00", "1-0", "0", "3"])
+def test_times_as_slurm_writes_them(time, capsys):
+    assert f"#SBATCH --time={time}" in shown(capsys, "fit", "--configs", "emoji.yaml", "--time", time)
+
+
+def test_a_config_whose_path_has_a_blank(tmp_path, capsys):
+    config = tmp_path / "my study" / "a.yaml"
+    config.parent.mkdir()
+    config.write_text("{}")
+    assert f"--config '{config}'" in shown(capsys, "fit", "--configs", f"'{config}'")[-1]
+
+
+def test_a_switch_that_is_0_is_off(tmp_path, monkeypatch, capsys):
+    assert "export HF_HUB_OFFLINE=1" in shown(capsys, "fit", "--configs", "emoji.yaml", "--online", "0")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    assert main(["fit", "--configs", "emoji.yaml", "--dry", "0"]) == 2
+
+
+def test_where_nothing_can_be_written(tmp_path, monkeypatch, capsys):
+    for program in ("squeue", "sbatch"):
+        (tmp_path / program).write_text("#!/bin/sh\n")
+        (tmp_path / program).chmod(0o755)
+    (tmp_path / "runs").write_text("a file")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert main(["fit", "--configs", "emoji.yaml"]) == 2
+    assert "slurm: cannot write runs/emoji: Not a directory" in capsys.readouterr().err
 
 
 def test_without_slurm(tmp_path, monkeypatch, capsys):
