@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,10 +22,16 @@ NOTICE = 120  # seconds before the end of its time at which a job is told
 LEAST = NOTICE + 60  # seconds of a training; Slurm may tell it a minute early
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 TAKEN = ("bash", "interactive")  # names of jobs that Lightning does not take for Slurm's
-COPY = """test -d "$1" || {
+STALE = "unset MASTER_ADDR MASTER_PORT RANK LOCAL_RANK WORLD_SIZE TORCHELASTIC_RUN_ID  # of the shell that it was submitted from"
+ONCE = "srun --export=ALL --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1"  # for each node
+# Nobody else's folder will do; what links lead to is copied, too; nothing is left by half, nor without permission to remove it.
+COPY = """test -O "$1" || {
+  trap 'rm -rf "$1.$SLURM_JOB_ID"' EXIT
   rm -rf "$1.$SLURM_JOB_ID"; mkdir -p "$1.$SLURM_JOB_ID"
-  cp -a "$2/." "$1.$SLURM_JOB_ID" && mv -T "$1.$SLURM_JOB_ID" "$1"
-} || test -d "$1\""""
+  cp -rL --preserve=timestamps --no-preserve=mode "$2/." "$1.$SLURM_JOB_ID" && mv -T "$1.$SLURM_JOB_ID" "$1"
+} || test -O "$1" || {
+  echo "cannot copy $2 to $1 on $(hostname); make room there, or leave STAGE out" >&2; exit 1
+}"""
 TIME = re.compile(r"(\d+-)?\d+(:\d{2}){0,2}")
 
 
@@ -42,7 +49,8 @@ class Job(NamedTuple):
         time: as Slurm writes it.
         partition: where to run; empty for the default.
         account: who pays; empty for the default.
-        container: image for ``srun --container-image``; empty for none.
+        container: image for ``srun --container-image`` (pyxis), which sees the working folder and the home; empty for none.
+        mounts: further folders that the container sees, with commas between, such as ``/data,/scratch/me:/mine``.
         environment: a file that is sourced, such as a virtual environment's ``bin/activate``; empty for none.
         stage: a folder that is copied to each node's own disk, where ``data.root`` then is; empty for none.
         sbatch: further words for ``sbatch``, such as ``--qos=long --mem=0``.
@@ -63,6 +71,7 @@ class Job(NamedTuple):
     partition: str = ""
     account: str = ""
     container: str = ""
+    mounts: str = ""
     environment: str = ""
     stage: str = ""
     sbatch: str = ""
@@ -77,20 +86,12 @@ class Job(NamedTuple):
         Raises:
             UserError: a value that no job can have.
         """
-        for key, least in (("nodes", 1), ("gpus", 0), ("tasks", 1), ("cpus", 0)):
-            if (value := getattr(self, key)) < least:
-                raise UserError(f"{key.upper()}={value} is not possible; set it to {least} or more")
+        self._check_size()
         for key in ("name", "partition", "account"):
             if (value := getattr(self, key)) and not NAME.fullmatch(value):
                 raise UserError(f"{key.upper()}={value!r} is no name for Slurm; use letters, digits, dots, dashes and underscores")
-        if not TIME.fullmatch(self.time):
-            raise UserError(f"TIME={self.time!r} is no time; write minutes, hours:minutes:seconds, or days-hours, such as 1-12")
         if self.name in TAKEN:
             raise UserError(f"NAME={self.name} is what Lightning calls a job in which nothing is started by srun; set another NAME")
-        if self.command == "fit" and 0 < seconds(self.time) < LEAST:
-            raise UserError(f"TIME={self.time} is too short, as a training is told {NOTICE} seconds before its end; set it to 5 or more")
-        if self.gpus and self.tasks != 1:
-            raise UserError(f"TASKS={self.tasks} is for machines without GPUs; set GPUS=0, too, or leave it out")
         for key in ("environment", "stage"):
             if (value := getattr(self, key)) and not Path(value).exists():
                 raise UserError(f"{key.upper()}={value}: no such file or folder")
@@ -98,6 +99,17 @@ class Job(NamedTuple):
             raise UserError(f"SBATCH={others[0]!r} is no option of sbatch; write them like SBATCH='--qos=long --mem=0'")
         self._check_configs()
         return self
+
+    def _check_size(self) -> None:
+        for key, least in (("nodes", 1), ("gpus", 0), ("tasks", 1), ("cpus", 0)):
+            if (value := getattr(self, key)) < least:
+                raise UserError(f"{key.upper()}={value} is not possible; set it to {least} or more")
+        if not TIME.fullmatch(self.time):
+            raise UserError(f"TIME={self.time!r} is no time; write minutes, hours:minutes:seconds, or days-hours, such as 1-12")
+        if self.command == "fit" and 0 < seconds(self.time) < LEAST:
+            raise UserError(f"TIME={self.time} is too short, as a training is told {NOTICE} seconds before its end; set it to 5 or more")
+        if self.gpus and self.tasks != 1:
+            raise UserError(f"TASKS={self.tasks} is for machines without GPUs; set GPUS=0, too, or leave it out")
 
     def _check_configs(self) -> None:
         for config in self.configs:
@@ -142,17 +154,44 @@ def render(job: Job) -> str:
     }
     lines = ["#!/bin/bash", *(f"#SBATCH --{key}={value}" for key, value in asked.items() if value), "#SBATCH --requeue"]
     lines += [*(f"#SBATCH {shlex.quote(word)}" for word in shlex.split(job.sbatch)), ""]
+    lines += [STALE]
     lines += [f"source {shlex.quote(str(Path(job.environment).resolve()))}"] if job.environment else []  # most fail under set -u
     lines += [
         "set -eu",
         "export OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false",
         *([] if job.online else ["export HF_HUB_OFFLINE=1"]),
     ]
-    lines += [*_array(job), *_stage(job)]
+    lines += [*_array(job), *_end(job), *_stage(job)]
     cpus = f"--cpus-per-task={job.cpus} " if job.cpus else ""  # srun no longer takes it from sbatch (Slurm 22.05)
-    container = f"--container-image={shlex.quote(job.container)} " if job.container else ""
-    lines += ["", f"exec srun --kill-on-bad-exit=1 {cpus}{container}{' '.join(_words(job, devices))}", ""]
+    lines += ["", f"srun --export=ALL --kill-on-bad-exit=1 {cpus}{_container(job)}{' '.join(_words(job, devices))}", ""]
     return "\n".join(lines)
+
+
+def _container(job: Job) -> str:
+    """Options of pyxis: without them the container would see neither configs nor data, and lose what it writes."""
+    if not job.container:
+        return ""
+    others = [f"{place}" if ":" in place else f"{place}:{place}" for place in job.mounts.split(",") if place]
+    staged = ',"$staged:$staged"' if job.stage else ""
+    mounts = f'"$PWD:$PWD"{staged}' + "".join(f",{shlex.quote(other)}" for other in others)
+    return f'--container-image={shlex.quote(job.container)} --container-mount-home --container-workdir="$PWD" --container-mounts={mounts} '
+
+
+def _end(job: Job) -> list[str]:
+    """What the shell does after the tasks: start the job again where they ask for it, as a container has no ``scontrol``."""
+    number = '"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' if job.array else '"$SLURM_JOB_ID"'
+    # An array's runs share their node's copy
+    tidy = [f'  {ONCE} rm -rf "$staged" || :'] if job.stage and not job.array else []
+    return [
+        f'export CIR_REQUEUE="$PWD/runs/{job.name}/requeue-$SLURM_JOB_ID"',
+        'rm -f "$CIR_REQUEUE"',
+        "end() {",
+        f'  if test -e "$CIR_REQUEUE"; then rm "$CIR_REQUEUE"; exec scontrol requeue {number}; fi',
+        *tidy,
+        "}",
+        "trap end EXIT",
+        "trap : TERM  # the tasks are told, too, and are waited for",
+    ]
 
 
 def _array(job: Job) -> list[str]:
@@ -166,8 +205,7 @@ def _stage(job: Job) -> list[str]:
     if not job.stage:
         return []
     there = '"${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/cir-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}"'
-    once = "srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1"
-    return [f"staged={there}", f'{once} bash -c {shlex.quote(COPY)} copy "$staged" {shlex.quote(str(Path(job.stage).resolve()))}']
+    return [f"staged={there}", f'{ONCE} bash -c {shlex.quote(COPY)} copy "$staged" {shlex.quote(str(Path(job.stage).resolve()))}']
 
 
 def _words(job: Job, devices: int) -> list[str]:
@@ -183,12 +221,27 @@ def _words(job: Job, devices: int) -> list[str]:
 
 def _cluster(job: Job, devices: int) -> list[str]:
     """The overlay below all others that says how processes share the work, unless one is named; a checkpoint's config is whole."""
-    if not job.configs or any(Path(config).parent.name == "cluster" for config in job.configs):
+    if not job.configs or any(_of_cluster(word) for word in (*job.configs, *job.options)):
         return []
     return ["cluster/ddp.yaml" if devices * job.nodes > 1 else "cluster/single.yaml"]
 
 
-def submit(job: Job, script: str) -> int:
+def _of_cluster(config: str) -> bool:
+    return Path(config).parent.name == "cluster"
+
+
+def kept(job: Job) -> Job:
+    """The job with copies of its config files in its folder: started again, it reads what it was submitted with."""
+    copies = [
+        str(Path("runs", job.name, "configs", str(at), Path(config).resolve().parent.name, Path(config).name))
+        if Path(config).is_file()
+        else config  # a recipe, which changes with the code alone
+        for at, config in enumerate(job.configs)
+    ]
+    return job._replace(configs=copies)
+
+
+def submit(job: Job) -> int:
     """Hand a job over to Slurm; the exit code.
 
     Raises:
@@ -199,8 +252,14 @@ def submit(job: Job, script: str) -> int:
         raise UserError(f"job {number} has the name and the folder runs/{job.name}; wait for it, scancel it, or set another NAME")
     folder = Path("runs") / job.name
     folder.mkdir(parents=True, exist_ok=True)
+    copied = kept(job)
+    shutil.rmtree(folder / "configs", ignore_errors=True)
+    for config, copy in zip(job.configs, copied.configs, strict=True):
+        if config != copy:
+            Path(copy).parent.mkdir(parents=True)
+            shutil.copyfile(config, copy)
     path = folder / "job.sh"
-    path.write_text(script, encoding="utf-8")
+    path.write_text(render(copied), encoding="utf-8")
     return subprocess.run(["sbatch", str(path)], check=False).returncode
 
 
@@ -225,7 +284,10 @@ def read(argv: list[str]) -> tuple[Job, bool]:
     asked = vars(parser.parse_args(argv))
     dry, online = (asked.pop(switch) not in {"", "0"} for switch in ("dry", "online"))
     study, configs = asked["command"] == "study", shlex.split(asked["configs"])
-    asked |= {"configs": configs, "online": online, "options": tuple(shlex.split(asked["options"])), "array": study}
+    overlays = [config for config in configs if study and _of_cluster(config)]  # for all runs of the study
+    options = [word for config in overlays for word in ("--config", config)] + shlex.split(asked["options"])
+    configs = [config for config in configs if config not in overlays]
+    asked |= {"configs": configs, "online": online, "options": tuple(options), "array": study}
     asked["command"] = "fit" if study else asked["command"]
     asked["name"] = asked["name"] or (Path(configs[0]).stem if configs else "")
     return Job(**asked).check(), dry
@@ -235,11 +297,10 @@ def main(argv: list[str]) -> int:
     """Show or submit a job; the exit code."""
     try:
         job, dry = read(argv)
-        script = render(job)
         if dry:
-            print(script, end="")
+            print(render(job), end="")
             return 0
-        return submit(job, script)
+        return submit(job)
     except FileNotFoundError:
         print("slurm: there is no sbatch here; log in where jobs are submitted, or set DRY=1 to see the script", file=sys.stderr)
     except OSError as error:

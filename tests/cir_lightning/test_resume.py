@@ -132,6 +132,29 @@ def test_a_signal_to_all_of_a_jobs_processes_leaves_the_loaders_workers_at_work(
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 1
 
 
+def test_a_job_that_is_always_out_of_time_before_a_step_is_not_started_again_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(stops, "asked", None)
+    last = tmp_path / "run" / "last.ckpt"
+
+    class OutOfTime(Callback):
+        def on_train_start(self, *_):
+            stops.asked = signal.SIGUSR1
+
+    def fit(*more):
+        keeps = {"callbacks": [*more, Stops(), LastCheckpoint(last.parent)], "enable_checkpointing": True}
+        start = {"ckpt_path": last if last.exists() else None}
+        tiny_trainer(tmp_path, max_steps=4, **keeps).fit(tiny_module(0), datamodule=TinyCIR(str(tmp_path)), **start)
+
+    for _ in range(Stops.IDLE - 1):
+        with pytest.raises(SystemExit):
+            fit(OutOfTime())
+    with pytest.raises(UserError, match="3 times in a row the job's time was up before a single step; submit it again with a longer TIME"):
+        fit(OutOfTime())
+    monkeypatch.setattr(stops, "asked", None)
+    fit()
+    assert torch.load(last, weights_only=True)["callbacks"]["Stops"] == {"idle": 0}
+
+
 def test_seeds_differ_where_anything_does():
     places = [(seed, epoch, batch, rank) for seed in (0, 1) for epoch in (0, 1) for batch in (0, 1) for rank in (0, 1)]
     seeds = {draw_seed(*place) for place in places}
