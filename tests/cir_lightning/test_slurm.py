@@ -40,8 +40,8 @@ def test_a_job_on_two_machines(capsys):
     } <= set(lines)
     assert lines[-1] == (
         "srun --export=ALL --kill-on-bad-exit=1 cir fit --config cluster/ddp.yaml --config fashioniq.yaml "
-        '--config backbones/qwen2.5-vl.yaml --trainer.default_root_dir "runs/fashioniq" --ckpt_path last --trainer.num_nodes 2 --trainer.devices 8 '
-        "--trainer.enable_progress_bar false"
+        '--config backbones/qwen2.5-vl.yaml --trainer.default_root_dir "runs/fashioniq" --ckpt_path last --trainer.num_nodes 2 '
+        "--trainer.devices 8 --trainer.enable_progress_bar false"
     )
 
 
