@@ -59,15 +59,16 @@ weights: $(VENV)/installed
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist
 
-# SLURM: make slurm-fit CONFIG=fashioniq.yaml NODES=2 GPUS=8 [NAME= TIME= PARTITION= ACCOUNT= CPUS= TASKS= CONTAINER= ENVIRONMENT= STAGE= ONLINE=1
-# SBATCH="--qos=long --mem=0" CIR= ARGS="--data.batch_size 32" DRY=1]; GPUS=0 TASKS=2 for machines without GPUs; DRY=1 only shows the script.
+# SLURM: make slurm-fit CONFIG=fashioniq.yaml NODES=2 GPUS=8 [NAME= TIME= PARTITION= ACCOUNT= CPUS= TASKS= ENVIRONMENT= STAGE= ONLINE=1
+# SBATCH="--qos=long --mem=0" ARGS="--data.batch_size 32" DRY=1]; GPUS=0 TASKS=2 for machines without GPUs; DRY=1 only shows the script.
+# Containers: CONTAINER=image.sqsh MOUNTS=/data,/scratch by pyxis, or CIR='apptainer exec --nv image.sif cir'.
 SUBMIT ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 quoted  = '$(subst ','\'',$($(1)))'# a variable as one word of the shell, whatever is in it
-CIR    ?= $(if $(wildcard $(BIN)/cir),$(CURDIR)/$(BIN)/cir,cir)
+CIR    ?= $(if $(CONTAINER),cir,$(if $(wildcard $(BIN)/cir),"$(CURDIR)/$(BIN)/cir",cir))
 slurm-fit slurm-test slurm-study:
 	@$(SUBMIT) -m cir_lightning.slurm $(@:slurm-%=%) --configs $(call quoted,CONFIG) --name $(call quoted,NAME) --options=$(call quoted,ARGS) \
 	  --dry $(call quoted,DRY) --online $(call quoted,ONLINE) \
-	  $(foreach v,NODES GPUS TASKS CPUS TIME PARTITION ACCOUNT CONTAINER ENVIRONMENT STAGE SBATCH CIR,$(if $($(v)),--$(shell echo $(v) | tr A-Z a-z)=$(call quoted,$(v))))
+	  $(foreach v,NODES GPUS TASKS CPUS TIME PARTITION ACCOUNT CONTAINER MOUNTS ENVIRONMENT STAGE SBATCH CIR,$(if $($(v)),--$(shell echo $(v) | tr A-Z a-z)=$(call quoted,$(v))))
 
 slurm-status:
 	@squeue --me --format "%.10i %.20j %.10T %.12M %.6D %R"

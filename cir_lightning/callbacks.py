@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from cir_lightning import stops
 from cir_lightning.guards import Guards
 from cir_lightning.results import Predictions, ResultPictures, ResultsTable
+from data_modules.errors import UserError
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -101,7 +102,28 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 class Stops(Callback):
-    """Stops all processes before the same batch when one of them was asked to; :class:`LastCheckpoint` then saves."""
+    """Stops all processes before the same batch when one of them was asked to; :class:`LastCheckpoint` then saves.
+
+    A job that has been out of time so often in a row before its first step ends, or it would be started again for ever.
+    """
+
+    IDLE = 3
+
+    def __init__(self) -> None:
+        self.idle = 0
+        self.moved = False
+
+    def state_dict(self) -> dict[str, int]:
+        """How often in a row a start came to nothing."""
+        return {"idle": self.idle}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """See :meth:`state_dict`."""
+        self.idle = state_dict["idle"]
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """There is progress."""
+        self.moved, self.idle = True, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002 - Lightning's signature
         """From now on there is something to save. In place of Lightning's handler, which waits for other processes within a signal."""
@@ -116,12 +138,16 @@ class Stops(Callback):
         if trainer.state.fn == "fit":
             self._stop(trainer)
 
-    @staticmethod
-    def _stop(trainer: Trainer) -> None:
+    def _stop(self, trainer: Trainer) -> None:
         strategy = trainer.strategy
         asked = int(strategy.reduce(torch.tensor(stops.asked or 0, device=strategy.root_device), reduce_op="max"))
         if asked:
             stops.asked = signal.Signals(asked)
+            self.idle += stops.asked is signal.SIGUSR1 and not self.moved
+            if self.idle == self.IDLE:
+                raise UserError(
+                    f"{self.idle} times in a row the job's time was up before a single step; submit it again with a longer TIME"
+                )
             raise KeyboardInterrupt
 
 

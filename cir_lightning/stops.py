@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,11 +48,14 @@ def leave() -> int:
 
 
 def requeue() -> int:
-    """Ask Slurm to start this job again; 0, or 1 if it does not."""
+    """Ask for this job to be started again: its script by the file ``$CIR_REQUEUE``, else Slurm; 0, or 1 if that cannot be."""
     job = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     try:
+        if "CIR_REQUEUE" in os.environ:
+            Path(os.environ["CIR_REQUEUE"]).touch()
+            return 0
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
     except OSError as error:
         print(f"cannot requeue job {job} ({error}); submit it again, it goes on where it was", flush=True)

@@ -1,9 +1,12 @@
 """Runs that are stopped at any moment end as if nothing had happened."""
 
 import contextlib
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -99,6 +102,57 @@ def test_a_stopped_run_takes_the_same_steps(tmp_path, monkeypatch, places):
     assert all(parts)
     assert [seen for part in parts for seen in part] == whole
     assert [step for what, step in whole if what == "validation"] == [3, 6, 9, 12]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_all_of_a_jobs_processes_leaves_the_loaders_workers_at_work(tmp_path, monkeypatch, how):
+    """Slurm signals every process of a task."""
+
+    class Ask(Callback):
+        def on_train_batch_end(self, *_):
+            self.workers = multiprocessing.active_children()
+            for process in (*(worker.pid for worker in self.workers), os.getpid()):
+                os.kill(process, how)
+            time.sleep(0.5)
+            self.alive = [worker.is_alive() for worker in self.workers]
+
+    monkeypatch.setattr(stops, "asked", None)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    stops.listen(*before)
+    data, ask = TinyCIR(str(tmp_path)), Ask()
+    data.num_workers = 2
+    keeps = {"callbacks": [Stops(), LastCheckpoint(tmp_path / "run"), ask], "enable_checkpointing": True}
+    try:
+        with pytest.raises(SystemExit):
+            tiny_trainer(tmp_path, max_steps=4, **keeps).fit(tiny_module(0), datamodule=data)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert ask.alive == [True, True]
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 1
+
+
+def test_a_job_that_is_always_out_of_time_before_a_step_is_not_started_again_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(stops, "asked", None)
+    last = tmp_path / "run" / "last.ckpt"
+
+    class OutOfTime(Callback):
+        def on_train_start(self, *_):
+            stops.asked = signal.SIGUSR1
+
+    def fit(*more):
+        keeps = {"callbacks": [*more, Stops(), LastCheckpoint(last.parent)], "enable_checkpointing": True}
+        start = {"ckpt_path": last if last.exists() else None}
+        tiny_trainer(tmp_path, max_steps=4, **keeps).fit(tiny_module(0), datamodule=TinyCIR(str(tmp_path)), **start)
+
+    for _ in range(Stops.IDLE - 1):
+        with pytest.raises(SystemExit):
+            fit(OutOfTime())
+    with pytest.raises(UserError, match="3 times in a row the job's time was up before a single step; submit it again with a longer TIME"):
+        fit(OutOfTime())
+    monkeypatch.setattr(stops, "asked", None)
+    fit()
+    assert torch.load(last, weights_only=True)["callbacks"]["Stops"] == {"idle": 0}
 
 
 def test_seeds_differ_where_anything_does():

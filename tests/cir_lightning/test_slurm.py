@@ -39,9 +39,9 @@ def test_a_job_on_two_machines(capsys):
         "export HF_HUB_OFFLINE=1",
     } <= set(lines)
     assert lines[-1] == (
-        "exec srun --kill-on-bad-exit=1 cir fit --config cluster/ddp.yaml --config fashioniq.yaml --config backbones/qwen2.5-vl.yaml "
-        '--trainer.default_root_dir "runs/fashioniq" --ckpt_path last --trainer.num_nodes 2 --trainer.devices 8 '
-        "--trainer.enable_progress_bar false"
+        "srun --export=ALL --kill-on-bad-exit=1 cir fit --config cluster/ddp.yaml --config fashioniq.yaml "
+        '--config backbones/qwen2.5-vl.yaml --trainer.default_root_dir "runs/fashioniq" --ckpt_path last --trainer.num_nodes 2 '
+        "--trainer.devices 8 --trainer.enable_progress_bar false"
     )
 
 
@@ -82,7 +82,7 @@ def test_an_array_has_a_folder_for_each_run(capsys):
     assert "#SBATCH --array=0-1" in lines
     assert "#SBATCH --output=runs/both/slurm-%A_%a.log" in lines
     script = "\n".join(
-        ["SLURM_ARRAY_TASK_ID=1", *[line for line in lines if line.startswith("config")], "echo", lines[-1].replace("exec srun", "echo")]
+        ["SLURM_ARRAY_TASK_ID=1", *[line for line in lines if line.startswith("config")], "echo", lines[-1].replace("srun", "echo")]
     )
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
     assert "--config cirr.yaml --trainer.default_root_dir runs/both/cirr --ckpt_path last" in done.stdout
@@ -96,12 +96,101 @@ def test_data_on_the_nodes_own_disk(capsys, tmp_path):
     assert f"source '{source / 'images' / 'a.png'}'" in lines
     assert '--data.root "$staged"' in lines[-1]
     staging = lines[lines.index(next(line for line in lines if line.startswith("staged="))) : -2]
+    (source / "images").chmod(0o500)
+    (tmp_path / "shared.png").write_text("b")
+    (source / "b.png").symlink_to("../shared.png")
     (tmp_path / "cir-17.17").mkdir()
     (tmp_path / "cir-17.17" / "half.png").write_text("of a job that was killed")
-    script = "\n".join(['srun() { shift 3; "$@"; }', f"TMPDIR={tmp_path}", "export SLURM_JOB_ID=17 SLURM_JOB_NUM_NODES=1", *staging])
+    script = "\n".join(['srun() { shift 4; "$@"; }', f"TMPDIR={tmp_path}", "export SLURM_JOB_ID=17 SLURM_JOB_NUM_NODES=1", *staging])
     for _ in range(2):
         subprocess.run(["bash", "-euc", script], check=True)
-        assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.glob("cir-*/**/*"))] == ["cir-17/images", "cir-17/images/a.png"]
+        assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.glob("cir-*/**/*"))] == [
+            "cir-17/b.png",
+            "cir-17/images",
+            "cir-17/images/a.png",
+        ]
+    assert not (tmp_path / "cir-17" / "b.png").is_symlink()
+    assert os.access(tmp_path / "cir-17" / "images", os.W_OK)
+
+
+def run_script(folder, lines, *, asks=False, code=0, **variables):
+    """Run a job's script with programs of Slurm that only say what they were given; what they said.
+
+    Args:
+        folder: for these programs.
+        lines: the script.
+        asks: whether the tasks ask for the job to be started again.
+        code: the exit code of the tasks.
+        variables: of the environment.
+    """
+    said = folder / "said"
+    touch = '! test "$CIR_REQUEUE" || touch "$CIR_REQUEUE"' if asks else ":"
+    (folder / "srun").write_text(
+        f'#!/bin/sh\necho srun "$@" MASTER_PORT=$MASTER_PORT >> {said}\ncase "$*" in *kill-on*) {touch}; exit {code};; esac\n'
+    )
+    (folder / "scontrol").write_text(f'#!/bin/sh\necho scontrol "$@" >> {said}\n')
+    for program in ("srun", "scontrol"):
+        (folder / program).chmod(0o755)
+    (folder / "runs" / "emoji").mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "17", "SLURM_JOB_NUM_NODES": "2", **variables}
+    done = subprocess.run(["bash", "-c", "\n".join(lines)], env=environment, cwd=folder, check=False)
+    assert done.returncode == (0 if asks else code)
+    return said.read_text().splitlines()
+
+
+def test_the_shell_starts_the_job_again_where_its_tasks_ask_for_it(capsys, tmp_path):
+    lines = shown(capsys, "fit", "--configs", "emoji.yaml")
+    assert run_script(tmp_path, lines, asks=True, code=1)[1:] == ["scontrol requeue 17"]
+    (tmp_path / "said").unlink()
+    (tmp_path / "runs" / "emoji" / "requeue-17").touch()  # of a start that was killed
+    assert len(run_script(tmp_path, lines, code=2)) == 1
+    (tmp_path / "said").unlink()
+    array = shown(capsys, "study", "--configs", "emoji.yaml cirr.yaml", "--name", "emoji")
+    said = run_script(tmp_path, array, asks=True, SLURM_ARRAY_JOB_ID="16", SLURM_ARRAY_TASK_ID="1")
+    assert said[1:] == ["scontrol requeue 16_1"]
+
+
+def test_the_copy_of_the_data_is_removed_when_the_job_is_over(capsys, tmp_path):
+    lines = shown(capsys, "fit", "--configs", "emoji.yaml", "--stage", str(tmp_path))
+    assert f"rm -rf {tmp_path}/cir-17 " in run_script(tmp_path, lines, code=2, TMPDIR=str(tmp_path))[-1]
+    assert run_script(tmp_path, lines, asks=True, TMPDIR=str(tmp_path))[-1] == "scontrol requeue 17"
+
+
+def test_variables_of_another_launcher_are_left_behind(capsys, tmp_path):
+    (tmp_path / "own").write_text("export MASTER_PORT=${MASTER_PORT:-4242}")
+    lines = shown(capsys, "fit", "--configs", "emoji.yaml", "--environment", str(tmp_path / "own"))
+    assert run_script(tmp_path, lines, MASTER_PORT="29500")[-1].endswith("MASTER_PORT=4242")
+
+
+def test_a_container_sees_the_folder_the_home_and_the_data(capsys, tmp_path):
+    given = ["--container", "my image.sqsh", "--mounts", "/data,/scratch/me:/mine", "--stage", str(tmp_path)]
+    lines = shown(capsys, "fit", "--configs", "emoji.yaml", *given)
+    task = run_script(tmp_path, lines, TMPDIR=str(tmp_path))[-2]
+    assert "--container-image=my image.sqsh --container-mount-home" in task
+    assert f"--container-workdir={tmp_path} " in task
+    assert f"--container-mounts={tmp_path}:{tmp_path},{tmp_path}/cir-17:{tmp_path}/cir-17,/data:/data,/scratch/me:/mine cir fit " in task
+
+
+def test_a_job_reads_the_configs_that_it_was_submitted_with(tmp_path, monkeypatch):
+    for program in ("squeue", "sbatch"):
+        (tmp_path / program).write_text("#!/bin/sh\n")
+        (tmp_path / program).chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    Path("a.yaml").write_text("x: 1")
+    for text in ("x: 1", "x: 2"):
+        Path("a.yaml").write_text(text)
+        assert main(["fit", "--configs", "emoji.yaml a.yaml"]) == 0
+        copy = f"runs/emoji/configs/1/{tmp_path.name}/a.yaml"
+        assert f"--config emoji.yaml --config {copy} " in Path("runs/emoji/job.sh").read_text()
+        assert Path(copy).read_text() == text
+
+
+def test_a_study_with_an_overlay_for_the_cluster(capsys):
+    lines = shown(capsys, "study", "--configs", "emoji.yaml cirr.yaml cluster/fsdp.yaml", "--name", "both", "--gpus", "2")
+    assert "configs=(emoji.yaml cirr.yaml)" in lines
+    assert lines[-1].endswith(" --config cluster/fsdp.yaml")
+    assert "ddp" not in lines[-1]
 
 
 @pytest.mark.parametrize(
@@ -117,6 +206,11 @@ def test_data_on_the_nodes_own_disk(capsys, tmp_path):
             ["fit", "--configs", "emoji.yaml", "--time", "soon"],
             "TIME='soon' is no time; write minutes, hours:minutes:seconds",
         ),
+        (["fit", "--configs", "emoji.yaml", "--time", "2:59"], "TIME=2:59 is too short, as a training is told 120 seconds before its end"),
+        (["fit", "--configs", "emoji.yaml", "--name", "bash"], "NAME=bash is what Lightning calls a job in which nothing is started by"),
+        (["fit", "--configs", "emoji.yaml", "--name", "a" * 101], "is no name for Slurm"),
+        (["fit", "--configs", "emoji.yaml", "--tasks", "2"], "TASKS=2 is for machines without GPUs; set GPUS=0, too"),
+        (["study", "--configs", "emoji.yaml ./configs/emoji.yaml"], "CONFIG has emoji twice, which would share a folder"),
         (["fit", "--configs", "emoji.yaml", "--stage", "/nowhere"], "STAGE=/nowhere: no such file or folder"),
         (["fit", "--configs", "emoji.yaml", "--options", "'"], "No closing quotation"),
         (["fit", "--configs", "emoji.yaml", "--sbatch", "--qos long"], "SBATCH='long' is no option of sbatch; write them like"),
@@ -126,6 +220,36 @@ def test_data_on_the_nodes_own_disk(capsys, tmp_path):
 def test_bad_values(arguments, sentence, capsys):
     assert main([*arguments, "--dry", "1"]) == 2
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("time", ["1440", "2:00:00", "1-0", "0", "3"])
+def test_times_as_slurm_writes_them(time, capsys):
+    assert f"#SBATCH --time={time}" in shown(capsys, "fit", "--configs", "emoji.yaml", "--time", time)
+
+
+def test_a_config_whose_path_has_a_blank(tmp_path, capsys):
+    config = tmp_path / "my study" / "a.yaml"
+    config.parent.mkdir()
+    config.write_text("{}")
+    assert f"--config '{config}'" in shown(capsys, "fit", "--configs", f"'{config}'")[-1]
+
+
+def test_a_switch_that_is_0_is_off(tmp_path, monkeypatch, capsys):
+    assert "export HF_HUB_OFFLINE=1" in shown(capsys, "fit", "--configs", "emoji.yaml", "--online", "0")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    assert main(["fit", "--configs", "emoji.yaml", "--dry", "0"]) == 2
+
+
+def test_where_nothing_can_be_written(tmp_path, monkeypatch, capsys):
+    for program in ("squeue", "sbatch"):
+        (tmp_path / program).write_text("#!/bin/sh\n")
+        (tmp_path / program).chmod(0o755)
+    (tmp_path / "runs").write_text("a file")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert main(["fit", "--configs", "emoji.yaml"]) == 2
+    assert "slurm: cannot write runs/emoji: Not a directory" in capsys.readouterr().err
 
 
 def test_without_slurm(tmp_path, monkeypatch, capsys):
@@ -193,6 +317,12 @@ def test_exit_codes(monkeypatch, tmp_path, capfd):
     monkeypatch.setenv("SLURM_PROCID", "0")
     assert stops.leave() == 0
     assert (tmp_path / "scontrol.said").read_text() == "requeue 17\n"
+    monkeypatch.setenv("CIR_REQUEUE", str(tmp_path / "again"))  # its script does it, as a container has no scontrol
+    (tmp_path / "scontrol.said").unlink()
+    assert stops.leave() == 0
+    assert (tmp_path / "again").exists()
+    assert not (tmp_path / "scontrol.said").exists()
+    monkeypatch.delenv("CIR_REQUEUE")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "16")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     monkeypatch.setenv("FAILS", "1")
