@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from cir_lightning.cache_claims import claim, live_claims, wait_for
+from cir_lightning.cache_claims import claim, live_claims
 from cir_lightning.cache_hashes import content_hashes
 from cir_lightning.cache_shards import NUMBER_BYTES, USED, DamagedShardError, Shard, read_shard, write_shard
 from cir_lightning.distributed import rank, world_size
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 BATCH, GPU_BATCH = 8, 64  # pictures per pass of the tower: larger ones take new memory for every layer and are 4 times slower on a CPU
 FEW = 64  # fewer pictures than this are not worth a word
+POLL = 0.2  # seconds between two looks at what other processes are making
 SHARD, SHARD_BYTES = 1024, 256 * 2**20  # what a process claims at a time, and loses when it is killed
 DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16"}
 
@@ -82,24 +84,33 @@ class FeatureCache:
             place = self._index().get(entry)
             if place is None or place[0].path == bad.path:
                 mine = claim(self.folder, self._next_number(), [entry])
-                self._make(mine, {entry: picture}, self._tell([entry]))
-                mine.give_back()
+                try:
+                    self._make(mine, {entry: picture}, self._tell([entry]))
+                finally:
+                    mine.give_back()
                 place = self._index()[entry]
         return place
 
     # ---- what there is ---------------------------------------------------------------------------------------------------------
 
-    def _index(self) -> dict[str, Place]:
-        """Where every entry is; of an entry that was made again, the last one. What is no shard is removed."""
+    def _index(self, *, clean: bool = True) -> dict[str, Place]:
+        """Where every entry is; of an entry that was made again, the last one.
+
+        Args:
+            clean: remove what is no shard, under the folder's lock; else it is passed over.
+        """
         known: dict[str, Place] = {}
         for path in sorted(self.folder.glob("*.safetensors")):
             if path not in self._shards:
                 try:
                     self._shards[path] = self._read(path)
+                except FileNotFoundError:  # removed by another process
+                    continue
                 except DamagedShardError as error:
-                    tqdm.write(f"damaged feature cache {path}: {error}; removed, its pictures are encoded again")
-                    with writing(self.folder):
-                        path.unlink(missing_ok=True)
+                    if clean:
+                        tqdm.write(f"damaged feature cache {path}: {error}; removed, its pictures are encoded again")
+                        with writing(self.folder):
+                            path.unlink(missing_ok=True)
                     continue
             shard = self._shards[path]
             known.update((entry, (shard, row)) for row, entry in enumerate(shard.entries))
@@ -114,7 +125,7 @@ class FeatureCache:
     # ---- making what is missing ------------------------------------------------------------------------------------------------
 
     def _complete(self, where: dict[str, Picture]) -> dict[str, Place]:
-        known, bar = self._index(), None
+        known, bar = self._index(clean=False), None
         while missing := [entry for entry in where if entry not in known]:
             with self._locked():
                 known, busy = self._index(), live_claims(self.folder)
@@ -127,17 +138,20 @@ class FeatureCache:
                 finally:
                     with self._locked():
                         mine.give_back()
-            elif waiting := [busy[entry] for entry in missing if entry in busy]:
-                wait_for(waiting[0])
-            known = self._index()
+            elif busy.keys() & missing:
+                time.sleep(POLL)
+            known = self._index(clean=False)
             bar.n = (bar.total or 0) - sum(entry not in known for entry in where)  # others have made some, too
             bar.refresh()
         if bar:
             bar.close()
         return known
 
-    def _locked(self) -> Any:
-        return lock(self.folder / "shards")
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with lock(self.folder):  # which lies beside it: a folder may be removed, and its lock may not
+            self.folder.mkdir(exist_ok=True)
+            yield
 
     def _next_number(self) -> int:
         names = [path.stem.removeprefix("claim-") for pattern in ("*.safetensors", "claim-*.json") for path in self.folder.glob(pattern)]
@@ -238,7 +252,13 @@ class Features:
     def _row(self, number: int) -> np.ndarray[Any, Any]:
         shard, row = self.places[number]
         if shard.path not in self._rows:
-            self._rows[shard.path] = shard.rows
+            try:
+                self._rows[shard.path] = shard.rows
+            except FileNotFoundError as error:
+                raise UserError(
+                    f"feature cache {shard.path} was removed while it was in use, as by cir cache prune; start again, a training with "
+                    "--ckpt_path last, and it is made anew"
+                ) from error
         found: np.ndarray[Any, Any] = self._rows[shard.path][row]
         return found
 

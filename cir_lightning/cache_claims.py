@@ -66,13 +66,6 @@ def claim(folder: Path, number: int, entries: Sequence[str]) -> Claim:
     return Claim(number, lock, path, list(entries))
 
 
-def wait_for(path: Path) -> None:
-    """Wait until a claim's owner has made what it claimed, or is dead."""
-    with _lock(path):
-        if not path.exists():
-            _lock_of(path).unlink(missing_ok=True)
-
-
 def _lock_of(path: Path) -> Path:
     return path.with_suffix(".lock")
 

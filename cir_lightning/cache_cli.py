@@ -95,6 +95,8 @@ def look(folder: Path) -> Contents:
             shards.append(read_shard(path))
         except DamagedShardError as error:
             bad[path] = str(error)
+        except FileNotFoundError:  # removed meanwhile
+            continue
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     return Contents(folder, shards, bad, size, (used if used.exists() else folder).stat().st_mtime)
 
@@ -136,15 +138,16 @@ def _prune(options: list[str]) -> None:
 
 def _prune_folder(folder: Path, oldest: float | None, *, everything: bool, really: bool) -> int:
     """Bytes that were, or would be, freed."""
-    one = look(folder)
-    with lock(folder / "shards"):
+    with lock(folder):
+        one = look(folder)
         if live_claims(folder):
             print(f"{folder.name}: left alone, as a process is filling it")
             return 0
         if everything or (oldest is not None and one.used < oldest):
             print(f"{folder.name}: all of {one.pictures:,} pictures")
             if really:
-                _remove_folder(folder)
+                with writing(folder):
+                    shutil.rmtree(folder)
             return one.size
         reasons = one.bad | dict.fromkeys(folder.glob(".*"), "half written by a process that was killed")
         freed = sum(path.stat().st_size for path in reasons)
@@ -154,15 +157,6 @@ def _prune_folder(folder: Path, oldest: float | None, *, everything: bool, reall
                 with writing(folder):
                     path.unlink()
     return freed
-
-
-def _remove_folder(folder: Path) -> None:
-    """The lock goes at last, which its holder may still have open."""
-    with writing(folder):
-        for path in folder.iterdir():
-            if path.name != "shards.lock":
-                path.unlink()
-        shutil.rmtree(folder)
 
 
 def _prune_hashes(*, really: bool) -> int:

@@ -268,5 +268,6 @@ def source_commit() -> str:
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return ""
-    run = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty=+changes"], capture_output=True, text=True, check=False)
+    describe = ["git", "--no-optional-locks", "-C", str(root), "describe", "--always", "--dirty=+changes"]  # others may be committing
+    run = subprocess.run(describe, capture_output=True, text=True, check=False)
     return run.stdout.strip()

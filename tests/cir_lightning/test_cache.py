@@ -90,7 +90,7 @@ def test_another_key_is_another_folder(paths, folder):
     other.weight.data.neg_()
     first, second = (FeatureCache(t, folder=folder).open(pictures(paths))[:] for t in (tower, other))
     assert torch.equal(first, -second)
-    assert sorted(p.name for p in folder.iterdir()) == [f"tiny-2-{TRANSFORM}", f"tiny-{TRANSFORM}"]
+    assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == [f"tiny-2-{TRANSFORM}", f"tiny-{TRANSFORM}"]
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "garbage", "no hashes", "no metadata", "hashes are no JSON"])
@@ -160,7 +160,7 @@ def test_another_transform_has_other_features(paths, folder):
     Image.new("RGB", (20, 60), "red").save(tall)
     squashed, boxed = (FeatureCache(TinyTower(), how, folder).open(pictures([tall]))[:] for how in ("squash", "letterbox"))
     assert not torch.equal(squashed, boxed)
-    assert sorted(p.name for p in folder.iterdir()) == [f"tiny-letterbox-{TRANSFORM_VERSION}", f"tiny-squash-{TRANSFORM_VERSION}"]
+    assert {p.name for p in folder.iterdir() if p.is_dir()} == {f"tiny-{how}-{TRANSFORM_VERSION}" for how in ("letterbox", "squash")}
 
 
 def test_a_picture_that_changes_while_it_is_encoded_leaves_no_entry(paths, folder, monkeypatch):

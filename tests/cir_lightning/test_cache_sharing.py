@@ -11,6 +11,7 @@ from fakes.tiny import COLOURS, SHAPES, draw
 from safetensors import safe_open
 
 from cir_lightning.cache_claims import claim, live_claims
+from cir_lightning.cli import main
 from data_modules.images import TRANSFORM_VERSION, content_hash, load_image, to_tensor
 
 CHILD = """
@@ -96,7 +97,7 @@ def test_three_processes_share_the_work(folder, paths):
     assert sum(counts) == len(paths)
     assert all(counts)
     assert set(said) == {expected(paths)}
-    assert left(folder) == ["shards.lock", "used"]
+    assert left(folder) == ["used"]
 
 
 def test_one_waits_for_what_another_one_is_making(folder, paths):
@@ -106,7 +107,7 @@ def test_one_waits_for_what_another_one_is_making(folder, paths):
     second.go()
     assert second.end() == (0, expected(paths))
     assert first.end()[1] == expected(paths)
-    assert left(folder) == ["shards.lock", "used"]
+    assert left(folder) == ["used"]
 
 
 def test_what_a_killed_process_claimed_is_made_by_the_next_one(folder, paths):
@@ -117,12 +118,25 @@ def test_what_a_killed_process_claimed_is_made_by_the_next_one(folder, paths):
     killed.process.send_signal(signal.SIGKILL)
     killed.process.wait()
     killed.process.stdout.close(), killed.process.stdin.close(), killed.process.stderr.close()
-    assert left(folder) == ["claim-00001.json", "claim-00001.lock", "shards.lock"]
+    assert left(folder) == ["claim-00001.json", "claim-00001.lock"]
     (folder / ".00001-abc.safetensors.123").write_bytes(b"half")
     after = Process(folder, paths)
     after.go()
     assert after.end() == (len(paths) - 4, expected(paths))
-    assert left(folder) == ["shards.lock", "used"]
+    assert left(folder) == ["used"]
+
+
+def test_a_folder_may_be_removed_while_others_use_it(folder, paths, tmp_path, monkeypatch):
+    """Time and again, by a process that waits for the same lock: what is removed is made again, or its loss is a sentence."""
+    features = tmp_path / "features"
+    monkeypatch.setenv("CIR_CACHE", str(tmp_path))
+    processes = [Process(features / folder.name, paths) for _ in range(3)]
+    for process in processes:
+        process.go()
+    while any(process.process.poll() is None for process in processes):
+        assert main(["cache", "prune", "--all"]) == 0
+    said = [process.end()[1] for process in processes]
+    assert all(last == expected(paths) or "was removed while it was in use, as by cir cache prune" in last for last in said), said
 
 
 def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(folder, paths):
@@ -132,7 +146,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(folder, paths
     assert said.startswith(f"refused cannot write {folder}: File too large; free or choose another folder with CIR_CACHE=")
     assert not list(folder.glob("*.safetensors*"))
     assert not list(folder.glob(".*"))
-    assert left(folder) == ["shards.lock"]
+    assert left(folder) == []
 
 
 def test_shards_are_safetensors_files(folder, paths):
