@@ -10,7 +10,7 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from cir_lightning.checkpoint import CONFIG_KEY, find_checkpoint, parse_config, read_checkpoint, usable_checkpoint
-from cir_lightning.cli import recipe_folder
+from cir_lightning.cli import recipe_folder, recipes
 from cir_lightning.exported import is_exported
 from cir_lightning.yaml_text import parse
 from data_modules.errors import UserError
@@ -72,7 +72,7 @@ class Parser(LightningArgumentParser):
         """
         text = sentence(str(ex or message).replace(HINT, ""))
         if REQUIRED in text:
-            raise UserError(f"{text}; give --config RECIPE (recipes are {recipes()}) or --ckpt_path runs/NAME") from ex
+            raise UserError(f"{text}; give --config RECIPE (recipes are {', '.join(recipes())}) or --ckpt_path runs/NAME") from ex
         raise UserError(text + HINT) from ex
 
 
@@ -83,11 +83,6 @@ def sentence(message: str, longest: int = 600) -> str:
     return " ".join(lines[starts[-1] :] if starts else lines[:3])[:longest]
 
 
-def recipes() -> str:
-    """The names of the recipes that come with the package."""
-    return ", ".join(sorted(str(path.relative_to(recipe_folder())) for path in recipe_folder().rglob("*.yaml")))
-
-
 def find_config(name: str) -> str:
     """A config file as given, or the recipe of that name that comes with the package; it is YAML with keys.
 
@@ -96,7 +91,7 @@ def find_config(name: str) -> str:
     """
     path = next((path for path in (Path(name), recipe_folder() / name) if path.is_file()), None)
     if path is None:
-        raise UserError(f"--config {name}: no such file, and no recipe of that name; recipes are {recipes()}")
+        raise UserError(f"--config {name}: no such file, and no recipe of that name; recipes are {', '.join(recipes())}")
     try:
         content = parse(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:

@@ -18,12 +18,13 @@ COMMANDS = {
     "predict": "write ranked lists:       cir predict --ckpt_path runs/emoji",
     "estimate": "memory and time, untried: cir estimate --config emoji.yaml --gpu h100-80",
     "bench": "where time goes:          cir bench --config emoji.yaml",
+    "study": "compare arms and seeds:   cir study run core",
     "export": "give a model away:        cir export runs/emoji my-model",
     "cache": "patch features on disk:   cir cache build --config emoji.yaml",
     "data": "get a benchmark:          cir data download fashioniq",
     "convert": "convert a checkpoint:     cir convert qwen-vl-chat SRC DST",
 }
-LIGHT = ("bench", "cache", "data", "estimate", "export", "convert")  # modules of their own, which import what they need when they need it
+LIGHT = ("bench", "cache", "data", "estimate", "export", "study", "convert")  # modules of their own, with late imports
 USAGE_ERROR = 2
 
 
@@ -33,15 +34,20 @@ def recipe_folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
 
 
+def recipes() -> list[str]:
+    """The names of the recipes and overlays that come with the package; studies are no recipes."""
+    folder = recipe_folder()
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.yaml") if path.parent.name != "studies")
+
+
 def help_text() -> str:
     """What ``cir --help`` prints."""
-    recipes = ", ".join(sorted(str(p.relative_to(recipe_folder())) for p in recipe_folder().rglob("*.yaml")))
     lines = ["usage: cir COMMAND [options]", "", "Composed image retrieval with large vision-language models.", ""]
     lines += [f"  cir {name:<9} {text}" for name, text in COMMANDS.items()]
     lines += [
         "",
         "  cir COMMAND --help shows the options of a command, cir fit --config emoji.yaml --print_config the whole configuration.",
-        f"  Recipes, found by name from any folder: {recipes}.",
+        f"  Recipes, found by name from any folder: {', '.join(recipes())}.",
         "  Options: --help, --version.",
     ]
     return "\n".join(lines)

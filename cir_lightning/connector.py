@@ -1,7 +1,7 @@
 """The Connector: patch features of an image -> image tokens in the LLM's input space (the *sentence-level prompt*).
 
 A set of learnable queries reads the patch features by cross-attention. The paper gives no size or structure; two are offered, with the
-same input and output stage, so that a comparison of them compares their blocks only.
+same input and output stage, so that a comparison of them compares their blocks only. The third, without queries, is their control.
 
 Shapes: B batch, N patches, Q connector queries, Dv patch feature width, D LLM width, h inner width of the Connector.
 
@@ -242,6 +242,22 @@ class QFormer(Connector):
         tokens = self.query.expand(len(features), -1, -1)
         hidden = self.encoder(query_embeds=tokens, encoder_hidden_states=self.patch_input(features)).last_hidden_state
         return _unit_variance(self.out(hidden))
+
+
+class Linear(Connector):
+    """A linear map of every patch feature: as many image tokens as patches, and no queries. The control for the other Connectors.
+
+    Source: LLaVA (arXiv 2304.08485), section 4.1.
+    """
+
+    def build(self, features: int, patches: int, width_out: int) -> None:
+        """See :meth:`Connector.build`."""
+        self.queries = patches
+        self.out = nn.Linear(features, width_out)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """See :meth:`Connector.forward`."""
+        return _unit_variance(self.out(features))
 
 
 def _unit_variance(tokens: Tensor) -> Tensor:

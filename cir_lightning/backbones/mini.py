@@ -145,6 +145,8 @@ class MiniLVLM(Backbone):
         grid: patches are a grid x grid map.
         language_model: folder of a SmolLM2-135M into which adapters were merged (``cir export --merge``); None for that of its package.
         lora: the adapters; None for a frozen LLM.
+        random_seed: an LLM of the same shape whose every weight, embeddings too, is drawn at random with this seed: the control that
+            says what SmolLM2's training is worth. None for SmolLM2's weights.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
     """
 
@@ -156,13 +158,17 @@ class MiniLVLM(Backbone):
         grid: int = 5,
         language_model: str | None = None,
         lora: LoRA | None = None,
+        random_seed: int | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        if random_seed is not None and language_model is not None:
+            raise UserError(f"backbone.language_model={language_model} is not read with backbone.random_seed={random_seed}; leave one out")
         if not 1 <= layers <= LAYERS:
             raise UserError(f"backbone.layers={layers}: SmolLM2-135M has {LAYERS} layers; choose 1 to {LAYERS}")
         self.layers, self.image_size, self.grid = layers, image_size, grid
-        self.language_model, self.lora, self.gradient_checkpointing = language_model, lora, gradient_checkpointing
+        self.language_model, self.lora, self.random_seed = language_model, lora, random_seed
+        self.gradient_checkpointing = gradient_checkpointing
 
     def base_models(self) -> dict[str, Checkpoint]:
         """See :class:`~cir_lightning.backbones.base.Backbone`; what comes with pip packages is not among them."""
@@ -181,5 +187,14 @@ class MiniLVLM(Backbone):
         checkpoint.config().num_hidden_layers, checkpoint.config().use_cache = self.layers, False
         self.tower = EfficientNetLite0(self.image_size, self.grid)
         self.tokenizer = checkpoint.tokenizer()
-        self.llm = checkpoint.load()
+        self.llm = checkpoint.load() if self.random_seed is None else self._drawn(checkpoint.config(), self.random_seed)
         adapt(self.llm, self.lora, gradient_checkpointing=self.gradient_checkpointing)
+
+    @staticmethod
+    def _drawn(config: Any, seed: int) -> Any:
+        """The same on every machine and in every command, as checkpoints do not hold what is frozen."""
+        from transformers import AutoModel
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return AutoModel.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from cir_lightning.api import load
-from cir_lightning.connector import Connector, QFormer, Resampler
+from cir_lightning.connector import Connector, Linear, QFormer, Resampler
 from cir_lightning.export import export
 from data_modules.errors import UserError
 
@@ -54,6 +54,19 @@ def test_tokens_depend_on_picture_patch_order_and_query(kind):
     assert (tokens[:, 0] - tokens[:, 1]).abs().max() > 1e-2
     assert (connector(features.flip(1)) - tokens).abs().max() > 1e-3
     torch.testing.assert_close(connector(features[1:2]), tokens[1:2], atol=1e-5, rtol=1e-4)  # rows do not mix
+
+
+def test_linear_is_the_map_that_its_name_says():
+    torch.manual_seed(0)
+    connector, features = Linear(), torch.randn(B, N, DV)
+    connector.build(DV, N, D)
+    assert connector.queries == N
+    mapped = features.double() @ connector.out.weight.double().T + connector.out.bias.double()
+    mapped -= mapped.mean(-1, keepdim=True)
+    wanted = mapped / (mapped.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(connector(features).double(), wanted, atol=1e-5, rtol=0)
+    (connector(features) * torch.randn(B, N, D)).sum().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in connector.parameters())
 
 
 def test_qformer_reads_the_patches_in_every_second_layer():

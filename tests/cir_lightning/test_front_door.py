@@ -14,10 +14,10 @@ from fakes.runs import write_recipe
 from fakes.tiny import TinyCIR
 
 from cir_lightning import __version__
-from cir_lightning.cli import COMMANDS, main, recipe_folder
+from cir_lightning.cli import COMMANDS, main, recipe_folder, recipes
 from cir_lightning.module import CIRModule
 
-RECIPES = sorted(str(path.relative_to(recipe_folder())) for path in recipe_folder().rglob("*.yaml"))
+RECIPES = recipes()
 COMPLETE = [recipe for recipe in RECIPES if "seed_everything" in (recipe_folder() / recipe).read_text()]
 OVERLAYS_OF = "emoji.yaml"
 

