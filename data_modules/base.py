@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import signal
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +17,7 @@ from data_modules.missing import find_missing, leave_out, refuse_missing
 from data_modules.pixels import PixelReader, processors
 from data_modules.samplers import GroupedBatchSampler, ShardedBatchSampler
 from data_modules.validation import validate
+from data_modules.workers import outlive_signals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -262,19 +262,13 @@ class CIRDataModule(LightningDataModule, ABC):
             collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=_outlive_signals,
+            worker_init_fn=outlive_signals,
             pin_memory=collate.pixels is not None and torch.cuda.is_available(),
         )
 
     def _useful_workers(self) -> int:
         """One processor less than this process' share, and not more than feed a GPU."""
         return max(1, min(8, processors() // (self.trainer.num_devices if self.trainer else 1) - 1))
-
-
-def _outlive_signals(worker: int) -> None:  # noqa: ARG001 - torch's signature
-    """Leave it to the training process when to stop: Slurm signals all processes of a task, and the last step needs its batch."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
 
 
 class _Items(Dataset[Any]):
