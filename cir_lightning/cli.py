@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    if argv[0] == "fit" and stops.in_slurm():
+    if "fit" in argv[:2] and stops.in_slurm():  # also cir study fit
         stops.listen(signal.SIGUSR1)  # by itself it would kill the process, and imports take seconds
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads otherwise spin: 10 to 50 times slower beside a busy process
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

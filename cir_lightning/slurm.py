@@ -40,7 +40,7 @@ class Job(NamedTuple):
 
     Attributes:
         command: ``fit`` or ``test``.
-        configs: recipe and overlays; with ``array``, each is a run of its own.
+        configs: recipe and overlays; with ``array``, a study.
         name: of the job and of its folder in ``runs``.
         nodes: machines.
         gpus: of each machine; 0 for none.
@@ -55,7 +55,7 @@ class Job(NamedTuple):
         stage: a folder that is copied to each node's own disk, where ``data.root`` then is; empty for none.
         sbatch: further words for ``sbatch``, such as ``--qos=long --mem=0``.
         online: whether nodes may reach the Hugging Face hub.
-        array: whether every config is a task of an array.
+        array: how many runs the study has, each a task of an array; 0 for a job that is no study.
         cir: the program.
         options: further options of ``cir``.
     """
@@ -76,7 +76,7 @@ class Job(NamedTuple):
     stage: str = ""
     sbatch: str = ""
     online: bool = False
-    array: bool = False
+    array: int = 0
     cir: str = "cir"
     options: tuple[str, ...] = ()
 
@@ -112,13 +112,13 @@ class Job(NamedTuple):
             raise UserError(f"TASKS={self.tasks} is for machines without GPUs; set GPUS=0, too, or leave it out")
 
     def _check_configs(self) -> None:
+        if self.array:
+            return
         for config in self.configs:
             if not any(path.is_file() for path in (Path(config), recipe_folder() / config)):
                 raise UserError(f"CONFIG={config}: no such file, and no recipe of that name; cir --help lists them")
         if not self.configs and self.command == "fit":
             raise UserError("CONFIG is missing: a recipe, and overlays behind it: CONFIG='fashioniq.yaml backbones/qwen2.5-vl.yaml'")
-        if self.array and len(runs := [Path(config).stem for config in self.configs]) > len(set(runs)):
-            raise UserError(f"CONFIG has {max(runs, key=runs.count)} twice, which would share a folder; give the files different names")
         if self.command == "test" and not self.name:
             raise UserError("NAME is missing: of the run that is to be tested, which lies in runs/NAME")
 
@@ -147,7 +147,7 @@ def render(job: Job) -> str:
         "time": job.time,
         "partition": job.partition,
         "account": job.account,
-        "array": f"0-{len(job.configs) - 1}" if job.array else "",
+        "array": f"0-{job.array - 1}" if job.array else "",
         "output": f"runs/{job.name}/slurm-%{'A_%a' if job.array else 'j'}.log",
         "open-mode": "append",
         "signal": f"USR1@{NOTICE}" if job.command == "fit" else "",  # without B: the tasks are told, and not the shell
@@ -161,10 +161,27 @@ def render(job: Job) -> str:
         "export OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false",
         *([] if job.online else ["export HF_HUB_OFFLINE=1"]),
     ]
-    lines += [*_array(job), *_end(job), *_stage(job)]
-    cpus = f"--cpus-per-task={job.cpus} " if job.cpus else ""  # srun no longer takes it from sbatch (Slurm 22.05)
-    lines += ["", f"srun --export=ALL --kill-on-bad-exit=1 {cpus}{_container(job)}{' '.join(_words(job, devices))}", ""]
+    lines += [*_end(job), *_stage(job), "", *_steps(job, devices), ""]
     return "\n".join(lines)
+
+
+def _steps(job: Job, devices: int) -> list[str]:
+    """What is started on the nodes; of a study, the test after the training, unless that wants to go on in another job."""
+    cpus = f"--cpus-per-task={job.cpus} " if job.cpus else ""  # srun no longer takes it from sbatch (Slurm 22.05)
+    start = f"srun --export=ALL --kill-on-bad-exit=1 {cpus}{_container(job)}"
+    if not job.array:
+        return [start + " ".join(_words(job, devices))]
+    task = f'{shlex.quote(job.configs[0])} --task "$SLURM_ARRAY_TASK_ID"'
+    strategy = ["--trainer.strategy ddp"] if devices * job.nodes > 1 else []
+    machines = [f"--trainer.num_nodes {job.nodes}", f"--trainer.devices {devices}", *strategy, "--trainer.enable_progress_bar false"]
+    others = ['--data.root "$staged"'] if job.stage else []
+    others += map(shlex.quote, job.options)
+    alone = "--nodes=1 --ntasks=1 --ntasks-per-node=1 "
+    return [
+        start + " ".join([job.cir, "study fit", task, *machines, *others]),
+        'if test -e "$CIR_REQUEUE"; then exit 0; fi',
+        start.replace("srun ", f"srun {alone}", 1) + " ".join([job.cir, "study test", task, *others]),
+    ]
 
 
 def _container(job: Job) -> str:
@@ -194,12 +211,6 @@ def _end(job: Job) -> list[str]:
     ]
 
 
-def _array(job: Job) -> list[str]:
-    if not job.array:
-        return []
-    return [f"configs=({' '.join(map(shlex.quote, job.configs))})", "config=${configs[$SLURM_ARRAY_TASK_ID]}"]
-
-
 def _stage(job: Job) -> list[str]:
     """One copy for each node; what is there already, as after a restart, is not copied again, and nothing is there by half."""
     if not job.stage:
@@ -209,8 +220,8 @@ def _stage(job: Job) -> list[str]:
 
 
 def _words(job: Job, devices: int) -> list[str]:
-    folder = f"runs/{job.name}" + ('/$(basename "$config" .yaml)' if job.array else "")
-    configs = [*_cluster(job, devices), *(['"$config"'] if job.array else map(shlex.quote, job.configs))]
+    folder = f"runs/{job.name}"
+    configs = [*_cluster(job, devices), *map(shlex.quote, job.configs)]
     run = [f'--trainer.default_root_dir "{folder}"', "--ckpt_path last"] if job.command == "fit" else [f"--ckpt_path {folder}"]
     strategy = ["--trainer.strategy ddp"] if devices * job.nodes > 1 and not configs else []
     machines = [f"--trainer.num_nodes {job.nodes}", f"--trainer.devices {devices}", *strategy, "--trainer.enable_progress_bar false"]
@@ -284,13 +295,24 @@ def read(argv: list[str]) -> tuple[Job, bool]:
     asked = vars(parser.parse_args(argv))
     dry, online = (asked.pop(switch) not in {"", "0"} for switch in ("dry", "online"))
     study, configs = asked["command"] == "study", shlex.split(asked["configs"])
-    overlays = [config for config in configs if study and _of_cluster(config)]  # for all runs of the study
-    options = [word for config in overlays for word in ("--config", config)] + shlex.split(asked["options"])
-    configs = [config for config in configs if config not in overlays]
-    asked |= {"configs": configs, "online": online, "options": tuple(options), "array": study}
+    asked |= {
+        "configs": configs,
+        "online": online,
+        "options": tuple(shlex.split(asked["options"])),
+        "array": _runs(configs) if study else 0,
+    }
     asked["command"] = "fit" if study else asked["command"]
     asked["name"] = asked["name"] or (Path(configs[0]).stem if configs else "")
     return Job(**asked).check(), dry
+
+
+def _runs(configs: list[str]) -> int:
+    """How many runs a study has."""
+    from cir_lightning.study import plan  # needs PyYAML, which a job without a study does not
+
+    if len(configs) != 1:
+        raise UserError(f"CONFIG={' '.join(configs)!r} is not one study; name a file, or one of {', '.join(plan.names())}")
+    return len(plan.read(configs[0]).tasks)
 
 
 def main(argv: list[str]) -> int:

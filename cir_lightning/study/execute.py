@@ -61,7 +61,7 @@ class Executor:
         print(f"study {self.study.name}: {len(self.runs) - len(left)} of {len(self.runs)} runs are done", flush=True)
         if not left:
             return 0
-        self._prepare()
+        self.prepare()
         for run in left:
             self._do(run)
         busy = [run.name for run in left if run not in self.failed and run.state() != DONE]
@@ -71,7 +71,7 @@ class Executor:
             print(f"failed: {run.name}: {run.record()['error']}; see {run.folder / LOG}")
         return 1 if self.failed else 0
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         """Read every arm's config as ``cir fit`` does, and count what it costs.
 
         Raises:
@@ -173,14 +173,19 @@ class Executor:
                 child.wait()
                 raise
             finally:
-                seconds = run.record().get("seconds", {})
-                run.note(seconds=seconds | {command: seconds.get(command, 0) + time.monotonic() - began})
+                run.add_seconds(command, time.monotonic() - began)
         if child.returncode == 0:
             return True
         self.failed.append(run)
         run.note(error=run.complaint() if child.returncode > 0 else f"cir {command} was killed by signal {-child.returncode}")
         self._say(run, f"failed: {run.record()['error']}", end="\n")
         return False
+
+    def here(self, run: Run, command: str) -> int:
+        """Do it in this process; the exit code."""
+        from cir_lightning.cli import main
+
+        return 0 if command == FIT and self._is_trained(run) else main(self.words_of(run, command))
 
     def _say(self, run: Run, what: str, end: str = "") -> None:
         """One line per run: on a terminal it is written anew all the time, elsewhere once."""
@@ -235,27 +240,27 @@ def one_process(study: Study, root: Path, task: int, command: str, options: Sequ
     """Do a run's training or test in this process, which may be one of several that srun started; the exit code.
 
     Raises:
-        UserError: there is no such task, or its folder holds another run.
+        UserError: there is no such task, its folder holds another run, or another process is doing it.
     """
-    from cir_lightning.cli import main
-
     runs = runs_of(study, root)
     if not 0 <= task < len(runs):
         raise UserError(f"--task {task}: study {study.name} has tasks 0 to {len(runs) - 1}")
     run, executor = runs[task], Executor(study, root, [runs[task]], options)
-    first = os.environ.get("SLURM_PROCID", "0") == "0"
     if run.state() == DONE:
         print(f"{run.name} is done")
         return 0
-    if first:
-        executor._prepare()
+    executor.prepare()
+    if os.environ.get("SLURM_PROCID", "0") != "0":
+        return executor.here(run, command)
+    with run.lock() as held:
+        if held is None:
+            raise UserError(f"another process is doing {run.name} in {run.folder}; wait for it, or stop it")
         run.note(**executor.facts[run.arm], error="")
-    began = time.monotonic()
-    code = main(executor.words_of(run, command))
-    if first:
-        seconds = run.record().get("seconds", {})
-        done = command == TEST and code == 0
-        run.note(seconds=seconds | {command: seconds.get(command, 0) + time.monotonic() - began}, done=done)
+        began = time.monotonic()
+        code = executor.here(run, command)
+        run.add_seconds(command, time.monotonic() - began)
+        if command == TEST and code == 0:
+            run.note(done=True)
     return code
 
 

@@ -87,6 +87,11 @@ class Run(NamedTuple):
         text = json.dumps(own | self.record() | facts, indent=1, default=str) + "\n"
         replace_file(self.folder / RECORD, lambda part: part.write_text(text, encoding="utf-8"))
 
+    def add_seconds(self, command: str, seconds: float) -> None:
+        """Note how long ``fit`` or ``test`` took, over all its starts."""
+        before = self.record().get("seconds", {})
+        self.note(seconds=before | {command: before.get(command, 0.0) + seconds})
+
     def state(self) -> str:
         """One of the states above.
 

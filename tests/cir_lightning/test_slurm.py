@@ -77,15 +77,25 @@ def test_what_a_cluster_may_want(capsys):
     assert "--cpus-per-task=6 " in lines[-1]  # which srun does not take from sbatch
 
 
-def test_an_array_has_a_folder_for_each_run(capsys):
-    lines = shown(capsys, "study", "--configs", "emoji.yaml cirr.yaml", "--name", "both")
-    assert "#SBATCH --array=0-1" in lines
-    assert "#SBATCH --output=runs/both/slurm-%A_%a.log" in lines
-    script = "\n".join(
-        ["SLURM_ARRAY_TASK_ID=1", *[line for line in lines if line.startswith("config")], "echo", lines[-1].replace("srun", "echo")]
-    )
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
-    assert "--config cirr.yaml --trainer.default_root_dir runs/both/cirr --ckpt_path last" in done.stdout
+@pytest.fixture
+def study(tmp_path):
+    path = tmp_path / "pools.yaml"
+    path.write_text("configs: [emoji.yaml]\nseeds: [0, 1]\narms: {a: [], b: [model: {lr: 1}]}\n")
+    return str(path)
+
+
+def test_a_study_is_an_array_of_its_runs(capsys, study, tmp_path):
+    lines = shown(capsys, "study", "--configs", study, "--name", "emoji", "--nodes", "2", "--gpus", "2")
+    assert "#SBATCH --array=0-3" in lines
+    assert "#SBATCH --job-name=emoji" in lines
+    assert "#SBATCH --output=runs/emoji/slurm-%A_%a.log" in lines
+    said = run_script(tmp_path, lines, SLURM_ARRAY_JOB_ID="16", SLURM_ARRAY_TASK_ID="3")
+    machines = "--trainer.num_nodes 2 --trainer.devices 2 --trainer.strategy ddp --trainer.enable_progress_bar false"
+    assert f"cir study fit {study} --task 3 {machines} " in said[0]
+    assert "--nodes=1 --ntasks=1 --ntasks-per-node=1 " in said[1]
+    assert f"cir study test {study} --task 3 " in said[1]
+    (tmp_path / "said").unlink()
+    assert run_script(tmp_path, lines, asks=True, SLURM_ARRAY_JOB_ID="16", SLURM_ARRAY_TASK_ID="3")[1:] == ["scontrol requeue 16_3"]
 
 
 def test_data_on_the_nodes_own_disk(capsys, tmp_path):
@@ -144,10 +154,6 @@ def test_the_shell_starts_the_job_again_where_its_tasks_ask_for_it(capsys, tmp_p
     (tmp_path / "said").unlink()
     (tmp_path / "runs" / "emoji" / "requeue-17").touch()  # of a start that was killed
     assert len(run_script(tmp_path, lines, code=2)) == 1
-    (tmp_path / "said").unlink()
-    array = shown(capsys, "study", "--configs", "emoji.yaml cirr.yaml", "--name", "emoji")
-    said = run_script(tmp_path, array, asks=True, SLURM_ARRAY_JOB_ID="16", SLURM_ARRAY_TASK_ID="1")
-    assert said[1:] == ["scontrol requeue 16_1"]
 
 
 def test_the_copy_of_the_data_is_removed_when_the_job_is_over(capsys, tmp_path):
@@ -186,13 +192,6 @@ def test_a_job_reads_the_configs_that_it_was_submitted_with(tmp_path, monkeypatc
         assert Path(copy).read_text() == text
 
 
-def test_a_study_with_an_overlay_for_the_cluster(capsys):
-    lines = shown(capsys, "study", "--configs", "emoji.yaml cirr.yaml cluster/fsdp.yaml", "--name", "both", "--gpus", "2")
-    assert "configs=(emoji.yaml cirr.yaml)" in lines
-    assert lines[-1].endswith(" --config cluster/fsdp.yaml")
-    assert "ddp" not in lines[-1]
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -210,7 +209,9 @@ def test_a_study_with_an_overlay_for_the_cluster(capsys):
         (["fit", "--configs", "emoji.yaml", "--name", "bash"], "NAME=bash is what Lightning calls a job in which nothing is started by"),
         (["fit", "--configs", "emoji.yaml", "--name", "a" * 101], "is no name for Slurm"),
         (["fit", "--configs", "emoji.yaml", "--tasks", "2"], "TASKS=2 is for machines without GPUs; set GPUS=0, too"),
-        (["study", "--configs", "emoji.yaml ./configs/emoji.yaml"], "CONFIG has emoji twice, which would share a folder"),
+        (["study", "--configs", "a.yaml b.yaml"], "CONFIG='a.yaml b.yaml' is not one study; name a file, or one of "),
+        (["study"], "CONFIG='' is not one study; name a file, or one of "),
+        (["study", "--configs", "gone"], "study gone: no such file, and no study of that name; there are "),
         (["fit", "--configs", "emoji.yaml", "--stage", "/nowhere"], "STAGE=/nowhere: no such file or folder"),
         (["fit", "--configs", "emoji.yaml", "--options", "'"], "No closing quotation"),
         (["fit", "--configs", "emoji.yaml", "--sbatch", "--qos long"], "SBATCH='long' is no option of sbatch; write them like"),

@@ -175,16 +175,27 @@ def test_a_hanging_process_ends_the_job_when_the_others_have_waited_long_enough(
 
 
 def test_a_study_is_an_array_of_runs(cluster, whole):
-    configs = [recipe(cluster.folder, name, Slow={"seconds": 0}) for name in ("first", "second")]
-    number = cluster.submit("slurm-study", CONFIG=" ".join(configs), NAME="study", NODES=2, TASKS=1, ARGS=f"{OPTIONS} {DRAWS}")
-    assert "study" in cluster.make("slurm-status")
-    refused = cluster.make("slurm-study", code=2, CONFIG=" ".join(configs), NAME="study")
+    options = {
+        "trainer": {"max_steps": STEPS, "val_check_interval": 20},
+        "model": {"loss": {"memory": 40}},
+        "data": {"init_args": {"batch_size": 12}},
+    }
+    options["model"]["encoder"] = {"init_args": {"connector": {"init_args": {"dropout": 0.2}}}}
+    base = [recipe(cluster.folder, "both", Slow={"seconds": 0}), options]
+    arms = {"first": [], "second": [{"model": {"lr": 1e-3}}]}
+    (cluster.folder / "quick.yaml").write_text(yaml.safe_dump({"configs": base, "seeds": [0], "arms": arms}))
+    number = cluster.submit("slurm-study", CONFIG="quick.yaml", NODES=2, TASKS=1)
+    assert "quick" in cluster.make("slurm-status")
+    refused = cluster.make("slurm-study", code=2, CONFIG="quick.yaml")
     assert f"slurm: job {number}_" in refused
-    assert "has the name and the folder runs/study; wait for it, scancel it, or set another NAME" in refused
+    assert "has the name and the folder runs/quick; wait for it, scancel it, or set another NAME" in refused
     for task in (0, 1):
         cluster.wait(f"{number}_{task}")
-    for name in ("first", "second"):
-        assert_same(cluster.folder / "runs" / "study" / name, whole)
+    runs = cluster.folder / "runs" / "studies" / "quick"
+    for arm in arms:
+        assert json.loads((runs / arm / "seed-0" / "study.json").read_text())["done"]
+        assert (runs / arm / "seed-0" / "test" / "results.json").is_file()
+    assert_same(runs / "first" / "seed-0", whole)
 
 
 def test_an_environment_and_data_on_the_nodes_own_disk(cluster):
