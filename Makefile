@@ -61,6 +61,7 @@ clean:
 
 # SLURM: make slurm-fit CONFIG=fashioniq.yaml NODES=2 GPUS=8 [NAME= TIME= PARTITION= ACCOUNT= CPUS= TASKS= ENVIRONMENT= STAGE= ONLINE=1
 # SBATCH="--qos=long --mem=0" ARGS="--data.batch_size 32" DRY=1]; GPUS=0 TASKS=2 for machines without GPUs; DRY=1 only shows the script.
+# make slurm-study CONFIG=core: a study (cir study --help), each of its runs a task of an array.
 # Containers: CONTAINER=image.sqsh MOUNTS=/data,/scratch by pyxis, or CIR='apptainer exec --nv image.sif cir'.
 SUBMIT ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 quoted  = '$(subst ','\'',$($(1)))'# a variable as one word of the shell, whatever is in it

@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: without the program's name; by default those of the process.
 
     Returns:
-        The exit code: 0, 2 for a mistake of the user (one sentence on stderr), 130 when stopped by Ctrl-C, 143 by SIGTERM, 1 if data are
+        The exit code: 0, 2 for a mistake of the user (one sentence on stderr), 130 when stopped by Ctrl-C, 143 by SIGTERM, 141 if nobody reads on, 1 if data are
         incomplete.
     """
     argv = sys.argv[1:] if arguments is None else arguments
@@ -91,6 +91,9 @@ def _run(argv: list[str]) -> int:
         return _fail(f"{what}; install what constraints.txt names, see the README")
     except KeyboardInterrupt:
         return stops.leave()
+    except BrokenPipeError:  # what it writes to, such as head, has ended; Python would complain again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 HELP = f"""\
 usage: cir study run STUDY [--arms ARM,ARM] [--seeds N,N] [--root DIR] [options of the machine]
        cir study status STUDY [--root DIR]
+       cir study report STUDY [--out DIR] [--root DIR]
        cir study fit|test STUDY --task N [--root DIR] [options of the machine]
 
 A study is a YAML file: a base, arms that lay overlays over it, seeds. STUDY is a file or one of {", ".join(plan.names())}.
@@ -28,6 +29,7 @@ A study is a YAML file: a base, arms that lay overlays over it, seeds. STUDY is 
   run     does what is not done yet: every run is a cir fit and a cir test in <root>/<study>/<arm>/seed-<n>. Stopped or killed, it goes on
           where it was; several processes may work on one study at once. A run that another study has done is taken from there.
   status  what is done, running, stopped, failed and not begun.
+  report  means, spreads and paired differences with intervals, recall against cost: Markdown, CSV, LaTeX, PNG, SVG.
   fit, test  of one run, in this process: for job arrays (make slurm-study STUDY=...).
           --root    holds the studies; by default runs/studies
 
@@ -54,18 +56,18 @@ def run(argv: list[str]) -> int:
         print(HELP)
         return 0
     command, *rest = argv
-    commands = {"run": _run, "status": _status, "fit": _task, "test": _task}
+    commands = {"run": _run, "status": _status, "report": _report, "fit": _task, "test": _task}
     if command not in commands:
         raise UserError(f"unknown command 'study {command}'; commands are {', '.join(f'study {name}' for name in commands)}")
     parser = _Parser(prog=f"cir study {command}", add_help=False, allow_abbrev=False)
     parser.add_argument("study")
     parser.add_argument("--root", type=Path, default=Path("runs/studies"))
-    for option in {"run": ("--arms", "--seeds")}.get(command, ()):
+    for option in {"run": ("--arms", "--seeds"), "report": ("--out",)}.get(command, ()):
         parser.add_argument(option, default="")
     if command in {"fit", "test"}:
         parser.add_argument("--task", type=int, required=True)
     asked, others = parser.parse_known_args(rest)
-    if others and command == "status":
+    if others and command in {"status", "report"}:
         raise UserError(f"cir study {command} takes no {others[0]}; cir study --help shows what there is")
     asked.command, asked.others = command, others
     return commands[command](plan.read(asked.study), asked)
@@ -119,3 +121,14 @@ def _state(run: Run) -> str:
 
     state = run.state()
     return f"{state}: {run.record()['error']}" if state == FAILED else state
+
+
+def _report(study: Study, asked: argparse.Namespace) -> int:
+    from cir_lightning.study.outcomes import collect
+    from cir_lightning.study.report import show, write
+
+    outcomes = collect(study, asked.root)
+    print(show(outcomes))
+    for path in write(outcomes, Path(asked.out) if asked.out else asked.root / study.name / "report"):
+        print(f"written: {path}")
+    return 0

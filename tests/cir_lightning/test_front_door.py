@@ -1,6 +1,7 @@
 """The command line: light where it can be, one sentence for every mistake, and the whole way from fit to predict."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -58,6 +59,13 @@ def test_a_config_is_read_without_what_only_training_needs():
     modules = {name.partition(".")[0] for name in run.stdout.splitlines()[-1].split()}
     assert "lightning" in modules
     assert not {"peft", "bitsandbytes", "tensorboard", "accelerate", "sklearn", "scipy"} & modules
+
+
+def test_a_reader_that_has_ended_is_no_traceback(tmp_path):
+    (tmp_path / "many.yaml").write_text("configs: [emoji.yaml]\nseeds: [0]\narms: {a: []}\n")
+    run = f"{sys.executable} -m cir_lightning.cli study status {tmp_path}/many.yaml --root {tmp_path} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", run], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_help_names_commands_and_recipes(capsys):
