@@ -60,8 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: without the program's name; by default those of the process.
 
     Returns:
-        The exit code: 0, 2 for a mistake of the user (one sentence on stderr), 130 when stopped by Ctrl-C, 143 by SIGTERM, 141 if nobody reads on, 1 if data are
-        incomplete.
+        The exit code: 0; 2 for a mistake of the user (one sentence on stderr); 130 when stopped by Ctrl-C, 143 by SIGTERM; 141 if nobody
+        reads what it writes; 1 if data are incomplete or a run of a study failed.
     """
     argv = sys.argv[1:] if arguments is None else arguments
     if not argv or argv[0] in {"-h", "--help"}:
