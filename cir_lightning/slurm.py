@@ -158,7 +158,7 @@ def render(job: Job) -> str:
     lines += [f"source {shlex.quote(str(Path(job.environment).resolve()))}"] if job.environment else []  # most fail under set -u
     lines += [
         "set -eu",
-        "export OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false",
+        "export OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1",
         *([] if job.online else ["export HF_HUB_OFFLINE=1"]),
     ]
     lines += [*_end(job), *_stage(job), "", *_steps(job, devices), ""]
