@@ -25,7 +25,8 @@ class EmojiCIR(CIRDataModule):
     """Emoji pictures with captions from the difference of their names: "make it a woman, with dark skin".
 
     Val and test have two evaluation sets each over one gallery: ``emoji/seen`` (new pictures of roles that training knows) and
-    ``emoji/held_out`` (roles that training never sees). Pictures are OpenMoji's, CC BY-SA 4.0.
+    ``emoji/held_out`` (roles that training never sees). Test has a third one over all pictures, ``emoji/abstract``, whose captions
+    name a relation (:mod:`data_modules.emoji_abstract`). Pictures are OpenMoji's, CC BY-SA 4.0.
 
     Args:
         root: folder for the pictures; by default ``emoji`` in ``$CIR_CACHE``, else in ``~/.cache/cir-lightning``.

@@ -14,6 +14,7 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
+from data_modules.emoji_abstract import write_abstract
 from data_modules.emoji_captions import ONE_GENDER, caption, title
 from data_modules.emoji_names import Description, complete, parse
 from data_modules.emoji_render import catalogue, code_points, read_contents
@@ -97,12 +98,13 @@ def write_benchmark(folder: Path, rules: Rules) -> Benchmark:
     splits = split_pictures(variants, rules)
     writer = Writer(splits.gallery, rules.role_edit_share)
     val, test = write_evaluation_sets(writer, splits, rules)
+    abstract = write_abstract(variants)
     kept_out = {v.content for part in (splits.val, splits.test, splits.held_out_val, splits.held_out_test) for v in part}
     return Benchmark(
         pictures=tuple(Picture(v.name, v.path, v.content, title(v.name, v.description)) for v in variants),
         triplets=write_triplets(writer, splits, rules),
         val=val,
-        test=test,
+        test=(*test, abstract),
         unpaired=tuple(v.name for v in splits.train + splits.outside if v.content not in kept_out),
     )
 

@@ -94,7 +94,7 @@ def test_captions_of_the_benchmark_are_plain_english(emoji: EmojiCIR):
     assert len(captions) > 3000
     for text in captions:
         assert re.fullmatch(r"[A-Za-z' .,-]+", text), text
-        assert not re.search(r"\ba [aeio]|\ban [^aeiou]|\b(\w+) \1\b| {2}|None", text), text
+        assert not re.search(r"\ba [aeio]|\ban (?!hour)[^aeiou]|\b(\w+) \1\b| {2}|None", text), text
         assert not NO_ARTICLE.search(text), text
         assert not re.search(r"\ban? (\w+ )?\w+ing($|,| and | instead)", text), text  # what somebody does, taken for what somebody is
 
