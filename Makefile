@@ -1,5 +1,6 @@
 # make demo   trains CIR-LVLM on EmojiCIR and shows the results
 # make test   lints, types and tests
+# make study  trains and tests the core of the paper's questions, 24 runs, two at a time, within an hour; then reports
 # make bench  measures time and memory of ranking beside the published repositories' way
 # make test-cluster  starts a Slurm on this machine, and preempts, kills and starves real jobs (root; apt-get install slurm-wlm munge)
 # make audit  looks the pinned packages up among known vulnerabilities (needs the internet)
@@ -11,7 +12,7 @@ BIN    := $(VENV)/bin
 RUN    := runs/demo
 export OMP_WAIT_POLICY = PASSIVE   # torch is 10 to 50 times slower beside a busy process without it
 
-.PHONY: demo test test-cluster audit lint bench bench-gpu weights clean slurm-fit slurm-test slurm-study slurm-status
+.PHONY: demo study test test-cluster audit lint bench bench-gpu weights clean slurm-fit slurm-test slurm-study slurm-status
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +30,10 @@ demo: $(VENV)/installed
 	@echo "results table:    $(RUN)/test/results.md (also .csv, .json)"
 	@echo "pictures:         $(RUN)/test/emoji-seen.png and emoji-held_out.png"
 	@echo "TensorBoard logs: $(BIN)/tensorboard --logdir runs"
+
+study: $(VENV)/installed
+	$(BIN)/cir study run core --jobs 2
+	$(BIN)/cir study report core
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

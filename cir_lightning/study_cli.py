@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cir_lightning.study.plan import Study
 
 HELP = f"""\
-usage: cir study run STUDY [--arms ARM,ARM] [--seeds N,N] [--root DIR] [options of the machine]
+usage: cir study run STUDY [--arms ARM,ARM] [--seeds N,N] [--jobs N] [--root DIR] [options of the machine]
        cir study status STUDY [--root DIR]
        cir study report STUDY [--out DIR] [--root DIR]
        cir study fit|test STUDY --task N [--root DIR] [options of the machine]
@@ -28,6 +28,7 @@ A study is a YAML file: a base, arms that lay overlays over it, seeds. STUDY is 
 
   run     does what is not done yet: every run is a cir fit and a cir test in <root>/<study>/<arm>/seed-<n>. Stopped or killed, it goes on
           where it was; several processes may work on one study at once. A run that another study has done is taken from there.
+          --jobs    runs at a time, each with its share of the processors: small models leave most of a second one idle
   status  what is done, running, stopped, failed and not begun.
   report  means, spreads and paired differences with intervals, recall against cost: Markdown, CSV, LaTeX, PNG, SVG.
   fit, test  of one run, in this process: for job arrays (make slurm-study STUDY=...).
@@ -62,6 +63,8 @@ def run(argv: list[str]) -> int:
     parser = _Parser(prog=f"cir study {command}", add_help=False, allow_abbrev=False)
     parser.add_argument("study")
     parser.add_argument("--root", type=Path, default=Path("runs/studies"))
+    if command == "run":
+        parser.add_argument("--jobs", type=int, default=1)
     for option in {"run": ("--arms", "--seeds"), "report": ("--out",)}.get(command, ()):
         parser.add_argument(option, default="")
     if command in {"fit", "test"}:
@@ -81,8 +84,10 @@ def _run(study: Study, asked: argparse.Namespace) -> int:
     arms = _chosen(asked.arms, list(study.arms), "--arms")
     seeds = _chosen(asked.seeds, [str(seed) for seed in study.seeds], "--seeds")
     runs = [run for run in runs_of(study, asked.root) if run.arm in arms and str(run.seed) in seeds]
+    if asked.jobs < 1:
+        raise UserError(f"--jobs={asked.jobs} is not possible; set it to 1 or more")
     signal.signal(signal.SIGTERM, _stop)
-    return Executor(study, asked.root, runs, options).run()
+    return Executor(study, asked.root, runs, options, asked.jobs).run()
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - Python's signature

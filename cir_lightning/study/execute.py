@@ -9,7 +9,9 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from statistics import fmean
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -17,6 +19,7 @@ import yaml
 from cir_lightning.study.folders import DONE, LOG, RECORD, runs_of, same_elsewhere
 from data_modules.errors import UserError
 from data_modules.folders import replace_file
+from data_modules.pixels import processors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,12 +51,15 @@ class Executor:
         root: holds a folder for each study.
         runs: those to be done.
         options: of the machine, for every run, such as ``--data.root DIR``.
+        jobs: runs at a time, each with its share of the processors.
     """
 
-    def __init__(self, study: Study, root: Path, runs: Sequence[Run], options: Sequence[str]) -> None:
-        self.study, self.root, self.runs, self.options = study, root, runs, options
+    def __init__(self, study: Study, root: Path, runs: Sequence[Run], options: Sequence[str], jobs: int = 1) -> None:
+        self.study, self.root, self.runs, self.options, self.jobs = study, root, runs, options, jobs
         self.facts: dict[str, dict[str, Any]] = {}
         self.failed: list[Run] = []
+        self.at_work: dict[str, str] = {}
+        self.stopping = Event()
 
     def run(self) -> int:
         """Do the runs; the exit code: 1 if one of them failed."""
@@ -62,8 +68,13 @@ class Executor:
         if not left:
             return 0
         self.prepare()
-        for run in left:
-            self._do(run)
+        with ThreadPoolExecutor(self.jobs) as pool:
+            try:
+                for done in [pool.submit(self._do, run) for run in left]:
+                    done.result()
+            except BaseException:  # Ctrl-C or SIGTERM: runs save what there is
+                self.stopping.set()
+                raise
         busy = [run.name for run in left if run not in self.failed and run.state() != DONE]
         if busy:
             print(f"another process is doing {', '.join(busy)}")
@@ -114,6 +125,8 @@ class Executor:
     # ---- one run ---------------------------------------------------------------------------------------------------------------
 
     def _do(self, run: Run) -> None:
+        if self.stopping.is_set():
+            return
         if not run.folder.exists() and run.folder.is_symlink():  # what it led to is gone
             run.folder.unlink()
         if not (run.folder / RECORD).exists() and (same := same_elsewhere(run, self.root)):
@@ -129,7 +142,7 @@ class Executor:
                 if not self._child(run, command, held):
                     return
             run.note(done=True)
-        self._say(run, f"done in {_span(sum(run.record()['seconds'].values()))}", end="\n")
+        self._say(run, f"done in {_span(sum(run.record()['seconds'].values()))}")
 
     def _link(self, run: Run, same: Path) -> None:
         """The same run was done for another study, or under another name."""
@@ -139,7 +152,7 @@ class Executor:
                 path.unlink()  # a lock at most
             run.folder.rmdir()
         run.folder.symlink_to(os.path.relpath(same, run.folder.parent.resolve()), target_is_directory=True)
-        self._say(run, f"the same run as {same}", end="\n")
+        self._say(run, f"the same run as {same}")
 
     def _is_trained(self, run: Run) -> bool:
         """Whether it was stopped after its training: ``cir fit`` would refuse to go on."""
@@ -162,23 +175,20 @@ class Executor:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is passed on by this process, once
                 pass_fds=[held],  # should this process be killed, the run is still held
-                env=os.environ | {"COLUMNS": "120"},
+                env={"OMP_NUM_THREADS": str(max(1, processors() // self.jobs))} | os.environ | {"COLUMNS": "120"},
             )
-            try:
-                while child.poll() is None:
-                    self._say(run, _progress(run, command, began))
-                    time.sleep(POLL)
-            except BaseException:  # Ctrl-C or SIGTERM: the run saves what there is
-                child.terminate()
-                child.wait()
-                raise
-            finally:
-                run.add_seconds(command, time.monotonic() - began)
-        if child.returncode == 0:
-            return True
+            while child.poll() is None:
+                if self.stopping.wait(POLL):
+                    child.terminate()
+                    child.wait()
+                self._show(run, _progress(run, command, began))
+        run.add_seconds(command, time.monotonic() - began)
+        self.at_work.pop(run.name, None)
+        if child.returncode == 0 or self.stopping.is_set():
+            return child.returncode == 0
         self.failed.append(run)
         run.note(error=run.complaint() if child.returncode > 0 else f"cir {command} was killed by signal {-child.returncode}")
-        self._say(run, f"failed: {run.record()['error']}", end="\n")
+        self._say(run, f"failed: {run.record()['error']}")
         return False
 
     def here(self, run: Run, command: str) -> int:
@@ -187,12 +197,17 @@ class Executor:
 
         return 0 if command == FIT and self._is_trained(run) else main(self.words_of(run, command))
 
-    def _say(self, run: Run, what: str, end: str = "") -> None:
-        """One line per run: on a terminal it is written anew all the time, elsewhere once."""
-        if not end and not sys.stdout.isatty():
-            return
+    def _say(self, run: Run, what: str) -> None:
+        """A line for a run that has ended."""
         line = f"[{1 + self.runs.index(run):{len(str(len(self.runs)))}}/{len(self.runs)}] {run.name}: {what}{self._left()}"
-        print(f"\r{line}\x1b[K" if sys.stdout.isatty() else line, end=end, flush=True)
+        print(f"\r{line}\x1b[K\n" if sys.stdout.isatty() else f"{line}\n", end="", flush=True)
+
+    def _show(self, run: Run, what: str) -> None:
+        """Of all that is at work, in the last line of a terminal."""
+        self.at_work[run.name] = what
+        if sys.stdout.isatty():
+            line = " | ".join(f"{name}: {what}" for name, what in sorted(self.at_work.items()))
+            print(f"\r{line}{self._left()}\x1b[K", end="", flush=True)
 
     def _left(self) -> str:
         """About how long what is not done will take, by what took how long."""

@@ -1,6 +1,7 @@
 """Studies with real processes: done, stopped and gone on with, shared with other studies, failed."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -36,9 +37,10 @@ POOL, LAST = [], [{"model": {"encoder": {"init_args": {"pooling": "last"}}}}]
 
 
 def test_a_study_is_run_once_and_shared(write, tmp_path, capsys):
-    assert main(["study", "run", write("first", {"wm": POOL, "last": LAST})]) == 0
+    assert main(["study", "run", write("first", {"wm": POOL, "last": LAST}), "--jobs", "2"]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("study first: 0 of 2 runs are done\n[1/2] wm seed 3: done in ")
+    assert said.startswith("study first: 0 of 2 runs are done\n")
+    assert all(re.search(rf"^\[{at}/2\] {arm} seed 3: done in \d", said, re.MULTILINE) for at, arm in ((1, "wm"), (2, "last")))
     folder = tmp_path / "runs/studies/first/last/seed-3"
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["seed_everything"] == 3
