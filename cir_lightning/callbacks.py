@@ -14,7 +14,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from cir_lightning import stops
 from cir_lightning.guards import Guards
-from cir_lightning.results import Predictions, ResultPictures, ResultsTable
+from cir_lightning.predictions import Predictions
+from cir_lightning.results import ResultPictures, ResultsTable
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:

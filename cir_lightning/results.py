@@ -1,8 +1,7 @@
-"""What a run leaves for a reader: the results table with its yardsticks, pictures of results, ranked lists."""
+"""What a run leaves for a reader: the results table with its yardsticks, pictures of results."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 from dataclasses import replace
 from functools import partial
@@ -15,7 +14,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from cir_lightning import __version__
 from cir_lightning.pictures import result_grid, spread
-from cir_lightning.retrieval import report, submission
+from cir_lightning.predictions import query_table
+from cir_lightning.retrieval import report
 from cir_lightning.retrieval.figures import score
 from cir_lightning.retrieval.ranking import Ranking, rank
 from cir_lightning.retrieval.tables import to_text
@@ -24,7 +24,7 @@ from cir_lightning.yardsticks import Yardsticks
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from lightning.pytorch import LightningModule, Trainer
 
@@ -69,12 +69,6 @@ def _label(paper: Published) -> str:
     return f"{paper.method} (published)"
 
 
-def is_official(evaluation: EvaluationSet, part: str, official: Mapping[str, int]) -> bool:
-    """Whether a set has as many queries and pictures as were published for this part (``val``, ``test`` or ``hidden``) of the benchmark."""
-    counts = {"queries": len(evaluation.queries), "gallery": len(evaluation.gallery)}
-    return all(official.get(f"{part}/{evaluation.name} {what}", count) == count for what, count in counts.items())
-
-
 def sibling_rows(folder: Path, label: str, fingerprints: set[str]) -> tuple[report.Row, ...]:
     """Rows of the newest run beside this one whose method is ``label`` and whose evaluation sets are the same.
 
@@ -97,6 +91,8 @@ def sibling_rows(folder: Path, label: str, fingerprints: set[str]) -> tuple[repo
 
 class ResultsTable(Callback):
     """Prints the table at the end of every command; that of ``cir validate`` and ``cir test`` is written, too: Markdown, CSV and JSON.
+
+    ``queries.csv`` beside it has each query's rank.
 
     Args:
         folder: the run folder; the files go to ``<folder>/<split>``.
@@ -133,8 +129,10 @@ class ResultsTable(Callback):
         if table.split != split:
             table = replace(table, notes=(f"scored on {table.split}: there is no {split} split with answers", *table.notes))
         files = report.write(table, self.folder / table.split)
+        ranks = self.folder / table.split / "queries.csv"
+        replace_file(ranks, lambda part: query_table(module).to_csv(part, index=False))
         print("\n" + to_text(table))
-        print("results: " + ", ".join(str(path) for path in files.values()))
+        print("results: " + ", ".join(str(path) for path in (*files.values(), ranks)))
 
     def _report(self, module: CIRModule, split: Split, checkpoint: str) -> report.Report:
         rows = self._rows(module, split)
@@ -158,7 +156,7 @@ class ResultsTable(Callback):
             for name, queries, gallery in yardsticks.rank_vectors(evaluation) if yardsticks else ():
                 rows.append(make_row(name, evaluation, rank(queries, gallery, evaluation, top=1)))
             own = make_row(module.encoder.label, evaluation, ranking)
-            papers = published_rows(own, evaluation) if is_official(evaluation, split, module.data.official) else []
+            papers = published_rows(own, evaluation) if report.is_official(evaluation, split, module.data.official) else []
             rows += [*papers, *(row for row in combiner if row.group == evaluation.name), own]
         sets = [evaluation for evaluation, _ in module.rankings.values()]
         return (*rows, *(as_printed(row, sets) for row in report.averages(rows)))
@@ -169,7 +167,7 @@ class ResultsTable(Callback):
         if skipped := module.data.benchmark.skipped_triplets:
             notes.append(f"{skipped:,} training triplets are left out because pictures are missing")
         sets = [evaluation for evaluation, _ in module.rankings.values()]
-        if others := [one.name for one in sets if one.published and not is_official(one, split, module.data.official)]:
+        if others := [one.name for one in sets if one.published and not report.is_official(one, split, module.data.official)]:
             notes.append(f"{', '.join(others)}: not the published counts, so no published figures can stand beside these")
         if all(row.method != COMBINER for row in rows):
             notes.append(
@@ -210,57 +208,6 @@ class ResultPictures(Callback):
                     logger.experiment.add_image(f"{split}/{name}", np.asarray(grid), trainer.global_step, dataformats="HWC")
             if trainer.state.fn != "fit":
                 print(f"pictures: {file}")
-
-
-class Predictions(Callback):
-    """Ranked lists of ``cir predict`` as JSON lines: query id, group, names best first, scores; and the files for test servers, checked.
-
-    Args:
-        folder: the run folder; the lists are ``<folder>/predictions.jsonl``.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.file = folder / "predictions.jsonl"
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
-        """Refuse what the test servers will not take, before anything is encoded."""
-        module: CIRModule = pl_module  # type: ignore[assignment]
-        for evaluation in module.data.benchmark.hidden:
-            if evaluation.submission:
-                submission.require_possible(evaluation, module.top)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the files."""
-        if not trainer.is_global_zero:
-            return
-        rankings: dict[str, tuple[EvaluationSet, Ranking]] = pl_module.rankings  # type: ignore[assignment]
-        replace_file(self.file, lambda part: part.write_text("".join(_lines(rankings)), encoding="utf-8"))
-        print(f"predictions: {self.file}")
-        for evaluation, ranking in rankings.values():
-            if evaluation.submission:
-                path = submission.write(ranking, evaluation, self.file.parent)
-                submission.check(path, evaluation)
-                counts = f"{len(evaluation.queries):,} queries, {len(evaluation.gallery):,} gallery pictures, {path.stat().st_size:,} bytes"
-                if is_official(evaluation, "hidden", pl_module.data.official):  # type: ignore[union-attr,arg-type]
-                    print(f"{path}: ready for the test server ({counts})")
-                else:
-                    print(f"{path}: not ready for the test server, other counts than the official ones ({counts}); see cir data check")
-
-
-def _lines(rankings: dict[str, tuple[EvaluationSet, Ranking]]) -> list[str]:
-    lines = []
-    for name, (evaluation, ranking) in rankings.items():
-        for query, top, scores in zip(evaluation.queries, ranking.top.tolist(), ranking.scores.tolist(), strict=True):
-            record = {
-                "query": query.id,
-                "group": name,
-                "reference": query.reference,
-                "caption": query.caption,
-                "names": [evaluation.gallery[i] for i in top],
-                "scores": [round(score, 6) for score in scores],
-            }
-            lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-    return lines
 
 
 def source_commit() -> str:

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
+from data_modules.caption_kinds import count_edits, kinds
 from data_modules.collate import PictureCollate, QueryCollate, TripletCollate, content_id
 from data_modules.errors import UserError
 from data_modules.missing import find_missing, leave_out, refuse_missing
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from data_modules.collate import PictureBatch, QueryBatch, TripletBatch
     from data_modules.images import Transform
     from data_modules.pixels import Augment
-    from data_modules.records import Benchmark, EvaluationSet, Picture, Triplet
+    from data_modules.records import Benchmark, EvaluationSet, Picture, Query, Triplet
 
 Split = Literal["val", "test", "predict"]
 Missing = Literal["stop", "skip"]
@@ -105,6 +106,13 @@ class CIRDataModule(LightningDataModule, ABC):
         that the arguments ask for are among them.
         """
         return {}
+
+    def describe(self, query: Query) -> dict[str, tuple[str, ...]]:
+        """What is known of a query, by which ``cir analyze`` sorts its result: name of a property -> its values, after ``setup``.
+
+        By default the number of edits and their kinds, read off the caption by rule (:mod:`data_modules.caption_kinds`).
+        """
+        return {"edits": (str(count_edits(query.caption)),), "kind of edit": kinds(query.caption)}
 
     def setup(self, stage: str | None = None) -> None:
         """Read and check the records, once; refuse what cannot train before anything is computed or written.

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities import rank_zero_info
 
 from data_modules.base import CIRDataModule, require
-from data_modules.emoji_queries import Rules, write_benchmark
+from data_modules.emoji_names import complete, parse
+from data_modules.emoji_queries import Rules, difference, write_benchmark
 from data_modules.emoji_render import INDEX, ensure_pictures, pictures_folder
 from data_modules.folders import cache_root
 
 if TYPE_CHECKING:
     from data_modules.base import Missing
+    from data_modules.emoji_names import Description
     from data_modules.images import Transform
     from data_modules.pixels import Augment
-    from data_modules.records import Benchmark
+    from data_modules.records import Benchmark, Query
 
 MIN_IMAGE_SIZE = 32  # pixels
 
@@ -122,3 +125,16 @@ class EmojiCIR(CIRDataModule):
     def read(self) -> Benchmark:
         """Write the records from the names of the pictures that the folder has."""
         return write_benchmark(ensure_pictures(self.root, self.image_size), self.rules)
+
+    def describe(self, query: Query) -> dict[str, tuple[str, ...]]:
+        """See :class:`CIRDataModule`: the edits that the caption was written from, the target's role; of abstract ones, the relation."""
+        if not query.id.isdigit():
+            return {"relation": (query.id.rpartition("-")[0],)}
+        reference, target = self._descriptions[query.reference], self._descriptions[query.targets[0]]
+        edits = difference(reference, target)
+        return {"edits": (str(len(edits)),), "kind of edit": tuple(edits), "role": (target.role,), "reference's role": (reference.role,)}
+
+    @cached_property
+    def _descriptions(self) -> dict[str, Description]:
+        names = [picture.name for picture in self.pictures]
+        return dict(zip(names, complete(parse(name) for name in names), strict=True))

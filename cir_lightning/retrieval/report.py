@@ -21,7 +21,9 @@ from data_modules.errors import UserError
 from data_modules.json_text import parse
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from data_modules.records import EvaluationSet
 
 _SUMS = ("queries", "unreachable", "skipped_queries", "reduced_queries")
 _LARGEST = ("gallery", "skipped_pictures")  # sets of one average may share their pictures
@@ -95,6 +97,12 @@ class Report:
     seed: int
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+
+
+def is_official(evaluation: EvaluationSet, part: str, official: Mapping[str, int]) -> bool:
+    """Whether a set has as many queries and pictures as were published for this part (``val``, ``test`` or ``hidden``) of the benchmark."""
+    counts = {"queries": len(evaluation.queries), "gallery": len(evaluation.gallery)}
+    return all(official.get(f"{part}/{evaluation.name} {what}", count) == count for what, count in counts.items())
 
 
 def averages(rows: Sequence[Row]) -> tuple[Row, ...]:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from cir_lightning import results
 from cir_lightning.pictures import CELL, FRAME, GAP, RIGHT, TEXT, result_grid, spread
-from cir_lightning.results import COMBINER, Predictions, ResultsTable, is_official, make_row, published_rows, sibling_rows
+from cir_lightning.predictions import Predictions
+from cir_lightning.results import COMBINER, ResultsTable, make_row, published_rows, sibling_rows
 from cir_lightning.retrieval import report
 from cir_lightning.retrieval.ranking import rank
 from data_modules.errors import UserError
@@ -83,14 +84,23 @@ def test_published_figures_are_rows_beside_ours():
     ],
 )
 def test_counts_are_official_or_not(official, expected):
-    assert is_official(SET, "val", official) is expected
+    assert report.is_official(SET, "val", official) is expected
 
 
 def fake_run(*sets, scored="test", official=None, skipped=0):
     """A module that has ranked these sets, its trainer, and yardsticks that rank nothing."""
     benchmark = SimpleNamespace(skipped_triplets=skipped)
     data = type(
-        "ToyCIR", (), {"seed": 0, "recipe": "toy", "official": official or {}, "benchmark": benchmark, "scored": lambda _, split: scored}
+        "ToyCIR",
+        (),
+        {
+            "seed": 0,
+            "recipe": "toy",
+            "official": official or {},
+            "benchmark": benchmark,
+            "scored": lambda _, split: scored,
+            "describe": lambda _, query: {"edits": ("1",), "kind": ("a", query.id)},
+        },
     )()
     rankings = {evaluation.name: (evaluation, ranking()) for evaluation in sets}
     module = SimpleNamespace(rankings=rankings, yardsticks=True, encoder=SimpleNamespace(label="this"), data=data)
@@ -146,6 +156,9 @@ def test_a_table_of_val_never_says_test(tmp_path, capsys):
     assert not (tmp_path / "test").exists()
     out = capsys.readouterr().out
     assert "ToyCIR, val\n" in out
+    lines = (tmp_path / "val" / "queries.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "group,query,reference,caption,rank,words,edits,kind"
+    assert lines[1:] == ["toy,q0,a,but blue,2,2,1,a; q0", "toy,q1,b,but größer,1,2,1,a; q1"]
     assert "Note: scored on val: there is no test split with answers\n" in out
 
 
@@ -186,6 +199,7 @@ def test_predictions_are_one_line_per_query(tmp_path, capsys):
         "caption": "but blue",
         "names": ["b", "c", "d"],
         "scores": pytest.approx([6 / 7, 5 / 7, 4 / 7], abs=1e-6),
+        "rank": 2,
     }
     assert lines[1]["names"] == ["h", "g", "f"]
     assert lines[1]["caption"] == "but größer"

@@ -238,3 +238,15 @@ def test_the_command_line_can_build_it():
     arguments = ["--data=data_modules.emoji.EmojiCIR", "--data.root=pictures", "--data.split_seed=3", "--data.batch_size=32"]
     data = parser.instantiate(parser.parse_args(arguments)).data
     assert (data.root, data.rules.split_seed, data.batch_size) == (Path("pictures"), 3, 32)
+
+
+def test_queries_are_described_by_the_edits_that_wrote_them(emoji: EmojiCIR) -> None:
+    seen, held_out, abstract = emoji.evaluation_sets("test")
+    known = [(query, emoji.describe(query)) for query in (*seen.queries, *held_out.queries)]
+    assert {count for _, one in known for count in one["edits"]} == {"1", "2"}
+    assert all(len(one["kind of edit"]) == int(one["edits"][0]) for _, one in known)
+    says_skin = [("tone" in one["kind of edit"]) for query, one in known if "skin" in query.caption]
+    assert says_skin
+    assert all(says_skin)
+    assert all(("role" in one["kind of edit"]) is (one["role"] != one["reference's role"]) for _, one in known)
+    assert {relation for query in abstract.queries for relation in emoji.describe(query)["relation"]} >= {"tool", "opposite_feeling"}
