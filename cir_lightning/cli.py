@@ -19,12 +19,13 @@ COMMANDS = {
     "estimate": "memory and time, untried: cir estimate --config emoji.yaml --gpu h100-80",
     "bench": "where time goes:          cir bench --config emoji.yaml",
     "study": "compare arms and seeds:   cir study run core",
+    "analyze": "what goes wrong, and why:  cir analyze failures --ckpt_path runs/emoji",
     "export": "give a model away:        cir export runs/emoji my-model",
     "cache": "patch features on disk:   cir cache build --config emoji.yaml",
     "data": "get a benchmark:          cir data download fashioniq",
     "convert": "convert a checkpoint:     cir convert qwen-vl-chat SRC DST",
 }
-LIGHT = ("bench", "cache", "data", "estimate", "export", "study", "convert")  # modules of their own, with late imports
+LIGHT = ("analyze", "bench", "cache", "data", "estimate", "export", "study", "convert")  # modules of their own, with late imports
 USAGE_ERROR = 2
 
 

@@ -12,7 +12,6 @@ from data_modules.images import load_image
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from cir_lightning.retrieval.ranking import Ranking
     from data_modules.records import EvaluationSet, Picture
 
 CELL, GAP, TEXT = 120, 10, 230  # pixels: side of a picture, space around it, width of the caption column
@@ -26,8 +25,22 @@ def spread(count: int, rows: int) -> list[int]:
     return [i * count // rows for i in range(rows)]
 
 
-def result_grid(evaluation: EvaluationSet, ranking: Ranking, pictures: Mapping[str, Picture], rows: Sequence[int]) -> Image.Image:
-    """One row per query: reference, caption with the target's rank, the target, and the first five with right answers framed."""
+def result_grid(
+    evaluation: EvaluationSet,
+    ranks: Sequence[int],
+    lists: Sequence[Sequence[str]],
+    pictures: Mapping[str, Picture],
+    rows: Sequence[int],
+) -> Image.Image:
+    """One row per query: reference, caption with the target's rank, the target, and the first five with right answers framed.
+
+    Args:
+        evaluation: the queries.
+        ranks: of each query's right answer.
+        lists: picture names of each query, best first.
+        pictures: by name.
+        rows: places of the queries to show.
+    """
     width = GAP + 2 * (CELL + GAP) + TEXT + GAP + FIRST * (CELL + GAP) + 2 * GAP
     header = 34
     sheet = Image.new("RGB", (width, header + len(rows) * (CELL + GAP) + GAP), "white")
@@ -47,10 +60,10 @@ def result_grid(evaluation: EvaluationSet, ranking: Ranking, pictures: Mapping[s
         query, y = evaluation.queries[row], header + at * (CELL + GAP)
         _paste(sheet, pictures[query.reference], GAP, y)
         text = "\n".join(textwrap.wrap(query.caption, 28)[:4])
-        draw.multiline_text((GAP + CELL + GAP, y + 8), f"{text}\n\nrank of the target: {int(ranking.ranks[row])}", fill="black", font=font)
+        draw.multiline_text((GAP + CELL + GAP, y + 8), f"{text}\n\nrank of the target: {ranks[row]}", fill="black", font=font)
         _paste(sheet, pictures[query.targets[0]], target_x, y)
-        for place, gallery_index in enumerate(ranking.top[row, :FIRST].tolist()):
-            name, x = evaluation.gallery[gallery_index], first_x + place * (CELL + GAP)
+        for place, name in enumerate(lists[row][:FIRST]):
+            x = first_x + place * (CELL + GAP)
             _paste(sheet, pictures[name], x, y)
             if name in query.targets:
                 draw.rectangle((x - FRAME, y - FRAME, x + CELL + FRAME - 1, y + CELL + FRAME - 1), outline=RIGHT, width=FRAME)

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from cir_lightning import __version__
-from cir_lightning.pictures import result_grid, spread
+from cir_lightning.pictures import FIRST, result_grid, spread
 from cir_lightning.predictions import query_table
 from cir_lightning.retrieval import report
 from cir_lightning.retrieval.figures import score
@@ -200,7 +200,8 @@ class ResultPictures(Callback):
     def _draw(self, trainer: Trainer, module: CIRModule, split: Split) -> None:
         pictures = {picture.name: picture for picture in module.data.pictures}
         for name, (evaluation, ranking) in module.rankings.items():
-            grid = result_grid(evaluation, ranking, pictures, spread(len(evaluation.queries), ROWS))
+            lists = [[evaluation.gallery[i] for i in top] for top in ranking.top[:, :FIRST].tolist()]
+            grid = result_grid(evaluation, ranking.ranks.tolist(), lists, pictures, spread(len(evaluation.queries), ROWS))
             file = self.folder / split / f"{name.replace('/', '-')}.png"
             replace_file(file, partial(grid.save, format="PNG"))
             for logger in trainer.loggers:

@@ -217,7 +217,7 @@ class Executor:
             return ""
         mean = fmean(span for _, span in took)
         arms = {arm: fmean(span for one, span in took if one == arm) for arm, _ in took}
-        return f"; about {_span(sum(arms.get(run.arm, mean) for run in left))} left"
+        return f"; about {_span(sum(arms.get(run.arm, mean) for run in left) / min(self.jobs, len(left)))} left"
 
 
 def _progress(run: Run, command: str, began: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from cir_lightning.study.drawing import Drawing, length
+from cir_lightning.drawing import Drawing, length
 from cir_lightning.study.statistics import summarise
 
 if TYPE_CHECKING:

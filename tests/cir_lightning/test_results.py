@@ -34,6 +34,10 @@ def ranking(top=7):
     return rank(torch.eye(2), gallery, SET, top=top)
 
 
+def listed(evaluation, ranked):
+    return evaluation, ranked.ranks.tolist(), [[evaluation.gallery[i] for i in top] for top in ranked.top.tolist()]
+
+
 def row(method, fingerprint="f1", group="toy"):
     return report.Row(method, group, {"R@1": 1.0}, 2, 8, 0, fingerprint)
 
@@ -260,7 +264,7 @@ def pictures(tmp_path):
 
 
 def test_the_grid_shows_reference_target_and_the_first_five_with_right_answers_framed(pictures):
-    sheet = result_grid(SET, ranking(), pictures, [0, 1])
+    sheet = result_grid(*listed(SET, ranking()), pictures, [0, 1])
     header, cell = 34, CELL + GAP
     assert sheet.size == (2 * cell + TEXT + 5 * cell + 4 * GAP, header + 2 * cell + GAP)
     target_x = GAP + cell + TEXT + GAP
@@ -279,18 +283,20 @@ def test_the_grid_shows_reference_target_and_the_first_five_with_right_answers_f
 
 
 def test_the_grid_keeps_proportions(pictures):
-    sheet = result_grid(SET, ranking(), pictures, [1])  # the reference is 400 x 100
+    sheet = result_grid(*listed(SET, ranking()), pictures, [1])  # the reference is 400 x 100
     column = [sheet.getpixel((GAP + CELL // 2, 34 + y)) for y in range(CELL)]
     assert sum(pixel != (255, 255, 255) for pixel in column) == 30
 
 
 def test_the_grid_shows_the_box_of_a_picture(pictures):
     box = {"b": replace(pictures["b"], box=(0, 0, 100, 100))}
-    sheet = result_grid(SET, ranking(), pictures | box, [1])
+    sheet = result_grid(*listed(SET, ranking()), pictures | box, [1])
     assert [sheet.getpixel((GAP + CELL // 2, 34 + y)) for y in (15, 105)] == [(30, 0, 0)] * 2
 
 
 def test_the_grid_prints_captions_and_ranks_in_the_text_column(pictures):
-    lines = [result_grid(SET, ranking(), pictures, [row]).crop((2 * GAP + CELL, 34, 2 * GAP + CELL + TEXT, 160)) for row in (0, 1, 0)]
+    lines = [
+        result_grid(*listed(SET, ranking()), pictures, [row]).crop((2 * GAP + CELL, 34, 2 * GAP + CELL + TEXT, 160)) for row in (0, 1, 0)
+    ]
     assert lines[0].tobytes() == lines[2].tobytes() != lines[1].tobytes()
     assert lines[0].convert("L").getextrema()[0] < 100

@@ -1,0 +1,175 @@
+"""``cir analyze failures``: from a checkpoint, by a test run of its own, or from the ranked lists that ``cir predict`` wrote."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback
+
+from cir_lightning.analysis.alone import rank_alone
+from cir_lightning.analysis.failures import Answered, Halves
+from cir_lightning.analysis.failures_page import write
+from cir_lightning.lightning_cli import CIRCLI, Parsed, run
+from cir_lightning.predictions import recall_ranks
+from cir_lightning.results import ResultPictures, ResultsTable, source_commit
+from data_modules.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from lightning.pytorch import LightningModule, Trainer
+
+    from cir_lightning.module import CIRModule
+    from cir_lightning.retrieval.ranking import Ranking
+    from data_modules.base import CIRDataModule, Split
+    from data_modules.records import EvaluationSet
+
+SUBCOMMANDS = {"val": "validate", "test": "test"}
+
+
+class FailureReport(Callback):
+    """In place of the results table: encodes the halves of the queries, too, and writes the analysis.
+
+    Args:
+        folder: the run folder; the files go to ``<folder>/analysis/failures-<split>``.
+        checkpoint: what was loaded.
+    """
+
+    def __init__(self, folder: Path, checkpoint: str) -> None:
+        self.folder, self.checkpoint = folder, checkpoint
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Of ``--split val``."""
+        self._write(trainer, pl_module, "val")  # type: ignore[arg-type]
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Of ``--split test``."""
+        self._write(trainer, pl_module, "test")  # type: ignore[arg-type]
+
+    def _write(self, trainer: Trainer, module: CIRModule, split: Split) -> None:
+        alone = dict(rank_alone(module, split))  # on every process, as a base that is sharded needs all of them
+        if not trainer.is_global_zero:
+            return
+        groups = []
+        for name, (evaluation, ranking) in module.rankings.items():
+            halves = (_halves(evaluation, one) for one in alone[name])
+            lists = [[evaluation.gallery[i] for i in top] for top in ranking.top.tolist()]
+            groups.append(Answered(evaluation, recall_ranks(evaluation, ranking), lists, _known(module.data, evaluation), *halves))
+        scored = module.data.scored(split)
+        report(groups, module.data, self.checkpoint, scored, self.folder / "analysis" / f"failures-{scored}")
+
+
+def _halves(evaluation: EvaluationSet, ranking: Ranking) -> Halves:
+    return Halves(recall_ranks(evaluation, ranking), [evaluation.gallery[top[0]] for top in ranking.top.tolist()])
+
+
+def _known(data: CIRDataModule, evaluation: EvaluationSet) -> list[Mapping[str, tuple[str, ...]]]:
+    return [data.describe(query) for query in evaluation.queries]
+
+
+def report(groups: Sequence[Answered], data: CIRDataModule, source: str, split: str, folder: Path) -> None:
+    """Write the analysis and say where it is."""
+    about = [f"{type(data).__name__}, {split}; {source}; commit {source_commit() or 'unknown'}; seed {data.seed}."]
+    files = write(groups, {picture.name: picture for picture in data.pictures}, about, folder)
+    print(f"failures: {files[0]}; beside it {', '.join(path.name for path in files[1:])}")
+
+
+class Failures(CIRCLI):
+    """``cir test`` or ``cir validate`` with another end."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer with the analysis in place of results table and pictures."""
+        trainer: Any = super().instantiate_trainer(**kwargs)  # Lightning does not declare its callbacks
+        ours = next(callback for callback in trainer.callbacks if isinstance(callback, ResultsTable))
+        others = [callback for callback in trainer.callbacks if not isinstance(callback, ResultsTable | ResultPictures)]
+        trainer.callbacks = [*others, FailureReport(ours.folder, ours.checkpoint)]
+        return trainer  # type: ignore[no-any-return]
+
+
+def from_checkpoint(argv: Sequence[str], split: str) -> None:
+    """Encode a split's queries, their halves and its gallery.
+
+    Args:
+        argv: options of ``cir test``.
+        split: ``val`` or ``test``.
+
+    Raises:
+        UserError: see ``cir test``.
+    """
+    run([SUBCOMMANDS[split], *argv, "--model.yardsticks", "false"], Failures)
+
+
+def from_predictions(file: Path, argv: Sequence[str]) -> None:
+    """Read ranked lists.
+
+    Args:
+        file: that ``cir predict`` wrote.
+        argv: options of ``cir predict`` that name the data set: ``--ckpt_path`` or ``--config``.
+
+    Raises:
+        UserError: the file is damaged, or of other queries; it has no queries with answers.
+    """
+    records = read_predictions(file)
+    cli = run(["predict", *argv], Parsed)
+    if cli is None:
+        return
+    data = cli.datamodule
+    data.prepare_data()
+    data.setup()
+    groups = list(answered_sets(records, data, file))
+    report(groups, data, f"ranked lists of {file}", data.scored("test"), file.parent / "analysis" / "failures-predictions")
+
+
+def read_predictions(file: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Group -> query id -> the line.
+
+    Raises:
+        UserError: there is no such file, it is empty, or a line is damaged.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--predictions {file}: cannot be read ({error}); give a predictions.jsonl that cir predict wrote") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            record["names"][0] + record["names"][-1] + record["reference"]  # names are texts, and there are some
+            found.setdefault(record["group"], {})[record["query"]] = record
+        except (ValueError, TypeError, LookupError) as error:
+            raise UserError(f"{file}, line {number}: no ranked list ({type(error).__name__}: {error}); run cir predict again") from error
+    if not found:
+        raise UserError(f"{file} is empty; run cir predict again")
+    return found
+
+
+def answered_sets(records: Mapping[str, Mapping[str, dict[str, Any]]], data: CIRDataModule, file: Path) -> Iterator[Answered]:
+    """The sets of queries with what the file says of each.
+
+    Raises:
+        UserError: the file has other queries than the data set; none of them has answers.
+    """
+    splits: tuple[Split, ...] = ("predict", "test", "val")
+    sets = {one.name: one for split in reversed(splits) for one in data.evaluation_sets(split) if one.name in records}
+    for name in records:
+        if name not in sets or {query.id for query in sets[name].queries} != set(records[name]):
+            raise UserError(
+                f"{file}: its queries of {name!r} are not those of {type(data).__name__} with these options; give the --config or "
+                "--ckpt_path that they were predicted with"
+            )
+    scored = [one for one in sets.values() if all(query.targets for query in one.queries)]
+    if not scored:
+        raise UserError(f"{file}: the answers to its queries are secret; analyse val instead, with --ckpt_path RUN --split val")
+    for evaluation in scored:
+        mine = [records[evaluation.name][query.id] for query in evaluation.queries]
+        lists = [record["names"] for record in mine]
+        wanted = [query.targets if evaluation.recall_of == "any" else query.targets[:1] for query in evaluation.queries]
+        ranks = [record.get("rank") or _rank(record["names"], targets) for record, targets in zip(mine, wanted, strict=True)]
+        yield Answered(evaluation, ranks, lists, _known(data, evaluation))
+
+
+def _rank(names: Sequence[str], targets: Sequence[str]) -> int:
+    """Place of the first right answer in a list; one beyond its end if it is not there."""
+    return next((at for at, name in enumerate(names, start=1) if name in targets), len(names) + 1)

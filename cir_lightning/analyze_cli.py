@@ -1,0 +1,66 @@
+"""``cir analyze``: what a trained model gets wrong, and what its prompts are used for."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cir_lightning.data_cli import Refusing
+from data_modules.errors import UserError
+
+HELP = """\
+usage: cir analyze failures --ckpt_path RUN [--split test|val] [options of cir test]
+       cir analyze failures --predictions FILE --ckpt_path RUN
+       cir analyze prompts  --ckpt_path RUN [--split test|val] [options of cir test]
+
+  failures  recall by caption length, by number and kind of edit, by role or relation; over-reliance on the reference and on the
+            caption; the target's rank before and after; hubs; the worst and the best queries. It encodes like cir test, and each caption
+            without its picture once more. From the ranked lists of cir predict (--predictions runs/emoji/predictions.jsonl) it needs no
+            model, and leaves out what needs embeddings.
+  prompts   usage of each prompt of the pool over gallery and queries, over training, keys and prompts beside each other, the words nearest
+            to each prompt token, and what chooses them.
+
+A page, pictures and tables are written to RUN/analysis."""
+
+
+class _Parser(Refusing, argparse.ArgumentParser):
+    pass
+
+
+def run(argv: list[str]) -> int:
+    """Run one command.
+
+    Args:
+        argv: its name and options.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: there is no such command, or the command's own reasons.
+    """
+    if not argv or set(argv) & {"-h", "--help"}:
+        print(HELP)
+        return 0
+    command, *rest = argv
+    if command not in {"failures", "prompts"}:
+        raise UserError(f"unknown command 'analyze {command}'; commands are analyze failures, analyze prompts")
+    parser = _Parser(prog=f"cir analyze {command}", add_help=False, allow_abbrev=False)
+    parser.add_argument("--split", choices=("test", "val"), default="test")
+    if command == "failures":
+        parser.add_argument("--predictions", type=Path)
+    asked, others = parser.parse_known_args(rest)
+    if not any(word.partition("=")[0] in {"--ckpt_path", "--config", "-c"} for word in others):
+        raise UserError(f"cir analyze {command} needs a model: give --ckpt_path runs/NAME")
+    if command == "prompts":
+        from cir_lightning.analysis.prompts_run import analyze
+
+        analyze(others, asked.split)
+        return 0
+    from cir_lightning.analysis import failures_run
+
+    if asked.predictions:
+        failures_run.from_predictions(asked.predictions, others)
+    else:
+        failures_run.from_checkpoint(others, asked.split)
+    return 0
