@@ -227,7 +227,7 @@ class PromptUsage(Callback):
         every: training steps that one figure covers.
     """
 
-    def __init__(self, every: int = 50) -> None:
+    def __init__(self, every: int = 10) -> None:
         self.every = every
         self.counts: torch.Tensor | None = None
 

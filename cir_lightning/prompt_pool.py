@@ -109,10 +109,13 @@ class PromptPool(SoftPrompt):
         self.keys = nn.Parameter(torch.randn(self.size, width))
         self.query = nn.Linear(features, width, bias=False)
 
+    def ask(self, features: Tensor) -> Tensor:
+        """What images (B, N, Dv) look for among the keys: unit vectors (B, D)."""
+        return F.normalize(self.query(features.mean(1)), dim=-1)
+
     def forward(self, features: Tensor) -> SoftPromptOutput:
         """See :meth:`SoftPrompt.forward`."""
-        query = F.normalize(self.query(features.mean(1)), dim=-1)
-        keys = F.normalize(self.keys, dim=-1)
+        query, keys = self.ask(features), F.normalize(self.keys, dim=-1)
         cosines, chosen = (query @ keys.T).topk(self.chosen)  # (B, K) each
         weights = self.chosen * cosines.softmax(-1)
         tokens = weights[..., None, None] * self.prompts[chosen]  # (B, K, Lp, D)

@@ -129,7 +129,7 @@ class EmojiCIR(CIRDataModule):
     def describe(self, query: Query) -> dict[str, tuple[str, ...]]:
         """See :class:`CIRDataModule`: the edits that the caption was written from, the target's role; of abstract ones, the relation."""
         if not query.id.isdigit():
-            return {"relation": (query.id.rpartition("-")[0],)}
+            return {"relation": (query.id.rpartition("-")[0].replace("_", " "),)}
         reference, target = self._descriptions[query.reference], self._descriptions[query.targets[0]]
         edits = difference(reference, target)
         return {"edits": (str(len(edits)),), "kind of edit": tuple(edits), "role": (target.role,), "reference's role": (reference.role,)}

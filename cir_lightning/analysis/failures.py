@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from data_modules.records import EvaluationSet
 
 LENGTH = "words"  # the property that every caption has
-MOST_VALUES = 40  # of a property that are shown
+MOST_VALUES = 20  # of a property that are shown
 BINS = 5  # of caption lengths
 LIST = 10  # pictures of a ranked list that make a hub
 RANKS = (1, 5, 10, 50)  # ends of the bins of ranks; the last one has what is beyond
@@ -159,7 +159,7 @@ def wilson(right: int, of: int) -> tuple[float, float]:
     """
     share, more = right / of, Z * Z / of
     middle, half = share + more / 2, Z * math.sqrt(share * (1 - share) / of + more / (4 * of))
-    return 100 * (middle - half) / (1 + more), 100 * (middle + half) / (1 + more)
+    return max(0.0, 100 * (middle - half) / (1 + more)), min(100.0, 100 * (middle + half) / (1 + more))
 
 
 def recall(ranks: Sequence[int], k: int) -> float:

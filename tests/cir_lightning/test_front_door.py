@@ -39,6 +39,7 @@ LIGHT = [
     ("estimate --help", "usage: cir estimate"),
     ("bench --help", "usage: cir bench"),
     ("export --help", "usage: cir export"),
+    ("analyze --help", "usage: cir analyze failures"),
 ]
 
 

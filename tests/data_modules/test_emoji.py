@@ -249,4 +249,4 @@ def test_queries_are_described_by_the_edits_that_wrote_them(emoji: EmojiCIR) -> 
     assert says_skin
     assert all(says_skin)
     assert all(("role" in one["kind of edit"]) is (one["role"] != one["reference's role"]) for _, one in known)
-    assert {relation for query in abstract.queries for relation in emoji.describe(query)["relation"]} >= {"tool", "opposite_feeling"}
+    assert {relation for query in abstract.queries for relation in emoji.describe(query)["relation"]} >= {"tool", "opposite feeling"}
