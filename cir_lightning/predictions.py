@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 from cir_lightning.retrieval import submission
 from cir_lightning.retrieval.report import is_official
 from cir_lightning.storage import replace_file
+from cir_lightning.study.captions import JOIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from cir_lightning.module import CIRModule
     from cir_lightning.retrieval.ranking import Ranking
     from data_modules.records import EvaluationSet
-
-JOIN = "; "  # between several values of a query's property
 
 
 def query_table(module: CIRModule) -> pd.DataFrame:

@@ -20,6 +20,7 @@ from cir_lightning.retrieval.figures import score
 from cir_lightning.retrieval.ranking import Ranking, rank
 from cir_lightning.retrieval.tables import to_text
 from cir_lightning.storage import replace_file
+from cir_lightning.study.captions import QUERIES
 from cir_lightning.yardsticks import Yardsticks
 from data_modules.errors import UserError
 
@@ -129,7 +130,7 @@ class ResultsTable(Callback):
         if table.split != split:
             table = replace(table, notes=(f"scored on {table.split}: there is no {split} split with answers", *table.notes))
         files = report.write(table, self.folder / table.split)
-        ranks = self.folder / table.split / "queries.csv"
+        ranks = self.folder / table.split / QUERIES
         replace_file(ranks, lambda part: query_table(module).to_csv(part, index=False))
         print("\n" + to_text(table))
         print("results: " + ", ".join(str(path) for path in (*files.values(), ranks)))

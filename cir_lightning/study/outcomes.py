@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from cir_lightning.study.captions import QUERIES, slices_of
 from cir_lightning.study.folders import DONE, runs_of
 from data_modules.errors import UserError
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cir_lightning.retrieval.report import Report
+    from cir_lightning.study.captions import Slices
     from cir_lightning.study.folders import Run
     from cir_lightning.study.plan import Study
 
@@ -27,6 +29,7 @@ class Outcome(NamedTuple):
         costs: such as ``GFLOP per query`` -> a number.
         commit: of the source tree that did it; empty if unknown.
         scored: what the figures are of: data set, part, and a fingerprint for each group.
+        slices: R@1 by what captions are like (:mod:`cir_lightning.study.captions`).
     """
 
     arm: str
@@ -35,6 +38,7 @@ class Outcome(NamedTuple):
     costs: dict[str, float]
     commit: str
     scored: tuple[str, ...]
+    slices: Slices
 
 
 class Outcomes(NamedTuple):
@@ -78,6 +82,11 @@ class Outcomes(NamedTuple):
         runs = [outcome for outcome in self.done if outcome.arm == arm]
         return {run.seed: both[name] for run in runs if name in (both := run.figures | run.costs)}
 
+    def sliced(self, arm: str, group: str, name: str, value: str) -> dict[int, float]:
+        """R@1 of the queries of a group that have a value of a property, of an arm, by seed."""
+        runs = [outcome for outcome in self.done if outcome.arm == arm]
+        return {run.seed: run.slices[group, name][value] for run in runs if value in run.slices.get((group, name), {})}
+
 
 def collect(study: Study, root: Path) -> Outcomes:
     """Read what there is.
@@ -94,7 +103,7 @@ def collect(study: Study, root: Path) -> Outcomes:
         elif run.results is None:
             raise UserError(f"{run.folder} has no results.json any more; remove the folder, its run is then done again")
         else:
-            done.append(_outcome(run, read(run.results)))
+            done.append(_outcome(run, read(run.results), slices_of(run.results.parent / QUERIES)))
     if not done:
         raise UserError(f"study {study.name}: no run in {root / study.name} is finished; cir study run {study.name} does them")
     if len({outcome.scored for outcome in done}) > 1:
@@ -102,7 +111,7 @@ def collect(study: Study, root: Path) -> Outcomes:
     return Outcomes(study, done, unfinished)
 
 
-def _outcome(run: Run, results: Report) -> Outcome:
+def _outcome(run: Run, results: Report, slices: Slices) -> Outcome:
     record = run.record()
     rows = [row for row in results.rows if row.method == results.rows[-1].method]  # what was tested stands below its yardsticks
     seconds = {TIMES[command]: took for command, took in record.get("seconds", {}).items()}
@@ -113,4 +122,5 @@ def _outcome(run: Run, results: Report) -> Outcome:
         costs=record.get("costs", {}) | seconds,
         commit=record.get("commit", ""),
         scored=(results.benchmark, results.split, *(f"{row.group} {row.fingerprint}" for row in rows)),
+        slices=slices,
     )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
+    from cir_lightning.study.captions import Slices
     from cir_lightning.study.outcomes import Outcomes
 
 NONE = "-"
@@ -49,6 +50,26 @@ def tables(outcomes: Outcomes) -> list[Table]:
     return found
 
 
+def caption_tables(outcomes: Outcomes) -> list[Table]:
+    """R@1 by caption length, number of edits and so on: a table for each group and property."""
+    values: dict[tuple[str, str], dict[str, None]] = {}
+    for run in outcomes.done:
+        for key, by_value in run.slices.items():
+            values.setdefault(key, {}).update(dict.fromkeys(by_value))
+    found = []
+    for (group, name), columns in values.items():
+        rows = [[arm, *(_of(list(outcomes.sliced(arm, group, name, value).values())) for value in columns)] for arm in outcomes.arms]
+        found.append(Table(f"{group} R@1 by {name}: percent", [["arm", *columns], *rows]))
+    return found
+
+
+def _of(values: list[float]) -> str:
+    if not values:
+        return NONE
+    found = summarise(values)
+    return _number(found.mean) + (f" ± {_number(found.spread)}" if found.spread else "")
+
+
 def summary(outcomes: Outcomes, arm: str, name: str) -> Summary | None:
     """Of a figure or a cost of an arm; None if no run has it."""
     values = outcomes.values(arm, name)
@@ -63,10 +84,7 @@ def difference(outcomes: Outcomes, arm: str, name: str) -> Summary | None:
 
 
 def _mean(outcomes: Outcomes, arm: str, name: str) -> str:
-    found = summary(outcomes, arm, name)
-    if found is None:
-        return NONE
-    return _number(found.mean) + (f" ± {_number(found.spread)}" if found.spread else "")
+    return _of(list(outcomes.values(arm, name).values()))
 
 
 def _difference(outcomes: Outcomes, arm: str, name: str) -> str:
@@ -102,6 +120,8 @@ def notes(outcomes: Outcomes) -> list[str]:
         said.append(f"Not of the same seeds as {study.reference}, so that only common ones are paired: {', '.join(uneven)}.")
     if missing := [figure for figure in study.headline if figure not in outcomes.figures]:
         said.append(f"No run has the figure {', '.join(missing)}.")
+    if older := [f"{run.arm} seed {run.seed}" for run in outcomes.done if not run.slices]:
+        said.append(f"Without ranks of single queries, so not in the tables by caption: {', '.join(older)}.")
     if outcomes.unfinished:
         said.append(f"Not finished: {'; '.join(outcomes.unfinished)}.")
     if len(commits := {run.commit for run in outcomes.done}) > 1:
@@ -125,7 +145,7 @@ def to_markdown(outcomes: Outcomes) -> str:
     """The page."""
     study = outcomes.study
     lines = [f"# Study {study.name}", "", study.about, "", *(f"- {note}" for note in notes(outcomes)), "", "![figures](figures.png)", ""]
-    for table in tables(outcomes):
+    for table in (*tables(outcomes), *caption_tables(outcomes)):
         first, *rest = table.cells
         rows = [first, ["---", *["---:"] * (len(first) - 1)], *rest]
         lines += [f"## {table.title[0].upper()}{table.title[1:]}", "", *("| " + " | ".join(row) + " |" for row in rows), ""]
@@ -163,10 +183,14 @@ def to_csv(outcomes: Outcomes) -> str:
     lines = (
         (run.arm, run.seed, kind, name, value, run.commit)
         for run in outcomes.done
-        for kind, numbers in (("figure", run.figures), ("cost", run.costs))
+        for kind, numbers in (("figure", run.figures), ("cost", run.costs), ("R@1 of queries", _flat(run.slices)))
         for name, value in numbers.items()
     )
     return _csv(["arm", "seed", "kind", "name", "value", "commit"], lines)
+
+
+def _flat(slices: Slices) -> dict[str, float]:
+    return {f"{group}, {name} {value}": recall for (group, name), by_value in slices.items() for value, recall in by_value.items()}
 
 
 def to_summary(outcomes: Outcomes) -> str:
@@ -195,7 +219,7 @@ def _csv(names: list[str], lines: Iterable[tuple[object, ...]]) -> str:
 def write(outcomes: Outcomes, folder: Path) -> list[Path]:
     """Write the page, tables and pictures into a folder; each file whole or not at all."""
     content = {"study": outcomes.study.name, "about": outcomes.study.about, "reference": outcomes.study.reference}
-    record = content | {"notes": notes(outcomes), "runs": [run._asdict() for run in outcomes.done]}
+    record = content | {"notes": notes(outcomes), "runs": [run._asdict() | {"slices": _flat(run.slices)} for run in outcomes.done]}
     texts = {
         "report.md": to_markdown(outcomes),
         "report.csv": to_csv(outcomes),

@@ -10,15 +10,21 @@ from PIL import Image
 
 from cir_lightning.study.outcomes import Outcome, Outcomes, collect
 from cir_lightning.study.plan import Study
-from cir_lightning.study.report import notes, show, tables, to_csv, to_latex, to_markdown, to_summary, write
+from cir_lightning.study.report import caption_tables, notes, show, tables, to_csv, to_latex, to_markdown, to_summary, write
 from data_modules.errors import UserError
 
 FIGURES = {"pool": (60.0, 62.0, 64.0), "none_50%": (58.0, 61.0, 61.0)}
 
 
+def slices(value):
+    return {("emoji/seen", "edits"): {"1 (10)": value, "2 (30)": value - 20}}
+
+
 def outcome(arm, seed, value, commit="a1", **costs):
     figures = {"emoji/seen R@1": value, "emoji/seen R@5": value + 10}
-    return Outcome(arm, seed, figures, {"trained parameters": 3e6 + len(arm), **costs}, commit, ("EmojiCIR", "test", "emoji/seen 12"))
+    return Outcome(
+        arm, seed, figures, {"trained parameters": 3e6 + len(arm), **costs}, commit, ("EmojiCIR", "test", "emoji/seen 12"), slices(value)
+    )
 
 
 def study(**changes):
@@ -43,6 +49,18 @@ def test_the_tables(outcomes):
     assert costs.cells[2] == ["none_50%", "3,000,008"]
 
 
+def test_tables_by_caption(outcomes):
+    (table,) = caption_tables(outcomes._replace(done=[*outcomes.done, outcome("none_50%", 3, 50.0)._replace(slices={})]))
+    assert table.title == "emoji/seen R@1 by edits: percent"
+    assert table.cells == [
+        ["arm", "1 (10)", "2 (30)"],
+        ["pool", "62.00 ± 2.00", "42.00 ± 2.00"],
+        ["none_50%", "60.00 ± 1.73", "40.00 ± 1.73"],
+    ]
+    assert "emoji/seen R@1 by edits" in to_markdown(outcomes).replace("Emoji", "emoji")
+    assert 'R@1 of queries,"emoji/seen, edits 2 (30)",42.0' in to_csv(outcomes)
+
+
 def test_a_difference_that_excludes_zero_is_marked(outcomes):
     better = outcomes._replace(
         done=[*outcomes.done[:3], *(outcome("none_50%", seed, value) for seed, value in enumerate((66.0, 68.2, 70.0)))]
@@ -58,6 +76,8 @@ def test_notes(outcomes):
     assert "Not of the same seeds as pool, so that only common ones are paired: none_50%." in said
     assert "Not finished: none_50% seed 0 is stopped." in said
     assert "different states of the source: a1, b2" in said
+    older = outcomes._replace(done=[*outcomes.done[:5], outcomes.done[5]._replace(slices={})])
+    assert "Without ranks of single queries, so not in the tables by caption: none_50% seed 2." in "\n".join(notes(older))
     assert tables(some)[0].cells[2] == ["none_50%", "1", "5.00", "-57.00"]
     alone = outcomes._replace(done=outcomes.done[3:])
     assert "The reference pool has no finished run, so there are no differences." in notes(alone)
