@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter, defaultdict
+from dataclasses import replace
 from statistics import fmean, median
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -169,8 +170,7 @@ def recall(ranks: Sequence[int], k: int) -> float:
 
 def slices(answered: Answered) -> list[Slice]:
     """Recall by caption length and by each property's values; a query with several values counts with each."""
-    words = [len(query.caption.split()) for query in answered.evaluation.queries]
-    found = [_slice(LENGTH, label, [answered.ranks[at] for at in bin_]) for label, bin_ in length_bins(words)]
+    found = [_slice(LENGTH, label, part.ranks) for label, part in by_length(answered)]
     places: defaultdict[str, defaultdict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for rank, known in zip(answered.ranks, answered.known, strict=True):
         for name, values in known.items():
@@ -229,6 +229,28 @@ def reliances(answered: Answered, seed: int = 0) -> list[Reliance]:
             )
         )
     return found
+
+
+def some(answered: Answered, places: Sequence[int]) -> Answered:
+    """A part of the queries."""
+
+    def half(of: Halves | None) -> Halves | None:
+        return of and Halves([of.ranks[at] for at in places], [of.first[at] for at in places])
+
+    return Answered(
+        replace(answered.evaluation, queries=tuple(answered.evaluation.queries[at] for at in places)),
+        [answered.ranks[at] for at in places],
+        [answered.lists[at] for at in places],
+        [answered.known[at] for at in places],
+        half(answered.reference),
+        half(answered.caption),
+    )
+
+
+def by_length(answered: Answered) -> list[tuple[str, Answered]]:
+    """The queries by caption length, with the label of each bin."""
+    words = [len(query.caption.split()) for query in answered.evaluation.queries]
+    return [(label, some(answered, places)) for label, places in length_bins(words)]
 
 
 def exchanged(count: int, seed: int) -> list[int]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cir_lightning.analysis.failures import Answered, Slice
     from data_modules.records import Picture
 
+SLICES, HUBS = "Recall by caption", "Hubs"  # titles
 ROWS = 8  # queries of a picture
 THUMB = 72  # pixels
 FEW = 20  # queries; a slice with fewer says little
@@ -63,18 +64,17 @@ def _slice_table(answered: Answered) -> Table:
         f"{failures.recall(ranks, 10):.1f}",
     ]
     about = f"Percent, with intervals of 95 % (Wilson). A query counts with each of its values. Below {FEW} queries a figure says little."
-    return Table("Recall by caption", about, [["property", "value", "queries", "R@1", "interval", "R@10"], every, *rows])
+    return Table(SLICES, about, [["property", "value", "queries", "R@1", "interval", "R@10"], every, *rows])
 
 
 def _reliance_table(answered: Answered) -> Table:
     head = ["first picture of", "is right", "is the first result", "so by chance", "first result and right", "first result and wrong"]
-    rows = [
-        [
-            f"the {one.half} alone",
-            *(f"{value:.1f}" for value in (one.right, one.taken, one.by_chance, one.taken_right, one.taken_wrong)),
-        ]
-        for one in failures.reliances(answered)
-    ]
+    rows = []
+    for label, part in (("", answered), *((f", captions of {label} words", part) for label, part in failures.by_length(answered))):
+        for one in failures.reliances(part):
+            values = (one.right, one.taken, one.by_chance, one.taken_right, one.taken_wrong)
+            rows.append([f"the {one.half} alone{label}", *(f"{value:.1f}" for value in values)])
+    rows.sort(key=lambda row: row[0].partition(" alone")[0], reverse=True)  # the reference first; otherwise in their order
     about = (
         "Percent of the queries. The reference alone finds its nearest neighbour, other than itself; the caption alone is read with a "
         "plain grey picture. The last column is over-reliance: the first result is what one half asks for, and it is wrong. By chance: the "
@@ -106,7 +106,7 @@ def _hub_table(answered: Answered) -> Table:
         f"{found.answers_skewness:.2f}."
     )
     rows = [[hub.name, str(hub.lists), f"{100 * hub.lists / len(answered.ranks):.1f}", str(hub.right)] for hub in found.top]
-    return Table("Hubs", about, [["picture", "queries", "percent", "of them right"], *rows])
+    return Table(HUBS, about, [["picture", "queries", "percent", "of them right"], *rows])
 
 
 def draw_slices(answered: Answered) -> Drawing:
@@ -165,7 +165,7 @@ def write(groups: Sequence[Answered], pictures: Mapping[str, Picture], about: Se
         for table in tables(answered):
             _add(page, table, pictures)
             lines += _markdown(table)
-            if table.title == "Recall by caption":
+            if table.title == SLICES:
                 drawing = draw_slices(answered)
                 page.svg(drawing.to_svg())
                 files.append(_save(folder / f"{stem}-recall.png", drawing.save_png))
@@ -183,10 +183,10 @@ def _add(page: Page, table: Table, pictures: Mapping[str, Picture]) -> None:
     page.heading(table.title, 3)
     page.text(table.about)
     head, *rows = table.cells
-    if table.title == "Hubs":
+    if table.title == HUBS:
         page.table(["", *head], [[_thumb(pictures[row[0]]), *row] for row in rows])
     else:
-        page.table(head, rows)
+        page.table(head, rows, f"{len(rows)} lines" if table.title == SLICES else "")
 
 
 def _thumb(picture: Picture) -> Image.Image:
@@ -209,7 +209,7 @@ def _csv(groups: Sequence[Answered]) -> str:
     for answered in groups:
         for table in tables(answered):
             head, *rows = table.cells
-            keys = 2 if table.title == "Recall by caption" else 1
+            keys = 2 if table.title == SLICES else 1
             for row in rows:
                 for column, cell in zip(head[keys:], row[keys:], strict=True):
                     writer.writerow([answered.evaluation.name, table.title, " ".join(filter(None, row[:keys])), column, cell])

@@ -45,11 +45,12 @@ class Page:
         """A paragraph; ``kind`` is ``note`` for what is less important."""
         self.parts.append(f"<p{f' class={kind}' if kind else ''}>{escape(text)}</p>")
 
-    def table(self, head: Sequence[str], rows: Sequence[Sequence[str | Image.Image]]) -> None:
-        """Cells of text and pictures."""
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[str | Image.Image]], folded: str = "") -> None:
+        """Cells of text and pictures; ``folded`` is what stands in place of a long one until it is clicked on."""
         cells = [[f"<td>{escape(cell) if isinstance(cell, str) else tag(cell)}</td>" for cell in row] for row in rows]
         lines = ["".join(f"<th>{escape(name)}</th>" for name in head), *("".join(row) for row in cells)]
-        self.parts.append(f'<div class="wide"><table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>')
+        table = f'<div class="wide"><table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
+        self.parts.append(f"<details><summary>{escape(folded)}</summary>{table}</details>" if folded else table)
 
     def picture(self, image: Image.Image, text: str = "") -> None:
         """A picture and what it is, for those who do not see it."""

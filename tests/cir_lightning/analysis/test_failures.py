@@ -68,6 +68,17 @@ def test_reliance_counts_first_results():
     assert failures.reliances(ANSWERED._replace(caption=None)) == [reference]
 
 
+def test_a_part_of_the_queries_is_what_they_would_be_alone():
+    parts = failures.by_length(ANSWERED)
+    assert [label for label, _ in parts] == ["1", "2", "4"]
+    two = parts[1][1]
+    assert [query.id for query in two.evaluation.queries] == ["1", "3"]
+    assert (two.ranks, two.lists, two.known) == ([2, 2], [LISTS[1], LISTS[3]], [KNOWN[1], KNOWN[3]])
+    assert (two.reference, two.caption) == (Halves([60, 7], ["b", "g"]), Halves([1, 1], ["d", "f"]))
+    assert failures.reliances(two)[0].taken_wrong == 100
+    assert failures.some(ANSWERED._replace(caption=None), [0]).caption is None
+
+
 @pytest.mark.parametrize("count", [2, 3, 10, 101])
 def test_an_exchange_leaves_nothing_in_its_place(count):
     others = failures.exchanged(count, 3)
