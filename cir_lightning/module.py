@@ -110,7 +110,7 @@ class CIRModule(LightningModule):
         self.run_config = ""  # the command line puts the whole configuration here, as text,
         self.restores = False  # and here, whether a checkpoint is about to be loaded, which Lightning does not yet know in setup
         self._built = False
-        self._within_memory = WithinMemory()
+        self.within_memory = WithinMemory()
 
     @property
     def data(self) -> CIRDataModule:
@@ -296,7 +296,7 @@ class CIRModule(LightningModule):
             return self.encoder.encode_query(self.see(batch.reference[some], _some(batch.pixels, some)), batch.captions[some])
 
         table = self.tables[0 if isinstance(batch, PictureBatch) else 1]
-        table.update(batch.index, self._within_memory(encode, len(batch.index)))
+        table.update(batch.index, self.within_memory(encode, len(batch.index)))
 
     def _finish_evaluation(self, split: Split) -> None:
         """Rank every evaluation set of the split; the same on every process, because the tables are."""

@@ -75,8 +75,12 @@ class HalfQueries:
     def _in_batches(self, encode: Callable[[list[str]], Tensor], items: list[str]) -> Tensor:
         order = sorted(range(len(items)), key=lambda at: len(items[at]))  # like lengths, little padding
         size = self.data.eval_batch_size
-        parts = [encode([items[at] for at in order[start : start + size]]).float() for start in range(0, len(items), size)]
-        table = torch.cat(parts)
+
+        def part(start: int) -> Tensor:
+            some = [items[at] for at in order[start : start + size]]
+            return self.module.within_memory(lambda places: encode(some[places]).float(), len(some))
+
+        table = torch.cat([part(start) for start in range(0, len(items), size)])
         return table[torch.tensor(order).argsort().to(table.device)]
 
     def _pictures(self, names: list[str]) -> Tensor:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from data_modules.records import Picture
 
 THUMB, STRIP, MARGIN = 56, 10, 44  # pixels of a picture, pictures of a strip, pixels beside it
+STRIPS = 60  # of the most frequent prompts
 MAP = 560  # units of the map's side
 COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#b8a800", "#7f3c8d")  # of the prompts that are chosen most
 
@@ -95,7 +96,7 @@ def draw_map(findings: Findings) -> Drawing:
     pictures, places, share = prompts.plane(findings.asked, keys)
     every = torch.cat([pictures, places])
     ends = list(zip(every.amin(0).tolist(), every.amax(0).tolist(), strict=True))
-    axes = [Axis(list(end), 30, MAP - 30) for end in ends]
+    axes = [Axis([low, max(high, low + 1e-9)], 30, MAP - 30) for low, high in ends]
     used = prompts.usage(findings.chosen, findings.pool.size).first.argsort(descending=True, stable=True).tolist()
     colour = dict(zip(used, COLOURS, strict=False))
     drawing = Drawing(MAP, MAP + 24)
@@ -136,7 +137,7 @@ def draw_strips(findings: Findings, pictures: Sequence[Picture]) -> Image.Image:
     near = findings.asked @ keys.T
     first = findings.chosen[:, 0]
     counts = prompts.usage(findings.chosen, findings.pool.size).first
-    shown = [number for number in counts.argsort(descending=True, stable=True).tolist() if counts[number]]
+    shown = [number for number in counts.argsort(descending=True, stable=True).tolist() if counts[number]][:STRIPS]
     sheet = Image.new("RGB", (MARGIN + STRIP * (THUMB + 4), 8 + max(1, len(shown)) * (THUMB + 8)), "white")
     pen = ImageDraw.Draw(sheet)
     for line, number in enumerate(shown):

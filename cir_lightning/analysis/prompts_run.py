@@ -81,7 +81,9 @@ def analyze(argv: Sequence[str], split: Split) -> None:
     restore(encoder, state, tower, str(name))
     data.prepare_data()
     data.setup("test")
-    folder = weights.parent.parent if weights.parent.name == "checkpoints" else Path("runs") / weights.stem
+    folder = (
+        weights.parent.parent if weights.parent.name == "checkpoints" else Path(config.trainer.default_root_dir or "runs") / "init_from"
+    )
     findings = look(encoder, soft, data, split, folder)
     scored = data.scored(split)
     about = [f"{type(data).__name__}, {scored}; {weights}; commit {source_commit() or 'unknown'}; seed {data.seed}."]

@@ -186,7 +186,7 @@ class Bencher:
             _enough(len(members), batch, "gallery pictures" if kind == GALLERY else "queries")
             work.pictures = batch
             work.notes += _read_within(loader)
-            memory = self.module._within_memory
+            memory = self.module.within_memory
             memory.size = None
             for _ in self._rounds(work, traced=traced):
                 self.module.encoder.forget()
