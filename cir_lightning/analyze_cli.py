@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cir_lightning.data_cli import Refusing
 from data_modules.errors import UserError
@@ -21,6 +22,9 @@ usage: cir analyze failures --ckpt_path RUN [--split test|val] [options of cir t
             to each prompt token, and what chooses them.
 
 A page, pictures and tables are written to RUN/analysis."""
+
+if TYPE_CHECKING:
+    from data_modules.base import Split
 
 
 class _Parser(Refusing, argparse.ArgumentParser):
@@ -52,15 +56,28 @@ def run(argv: list[str]) -> int:
     asked, others = parser.parse_known_args(rest)
     if not any(word.partition("=")[0] in {"--ckpt_path", "--config", "-c"} for word in others):
         raise UserError(f"cir analyze {command} needs a model: give --ckpt_path runs/NAME")
-    if command == "prompts":
-        from cir_lightning.analysis.prompts_run import analyze
-
-        analyze(others, asked.split)
-        return 0
-    from cir_lightning.analysis import failures_run
-
-    if asked.predictions:
-        failures_run.from_predictions(asked.predictions, others)
-    else:
-        failures_run.from_checkpoint(others, asked.split)
+    try:
+        if command == "prompts":
+            _prompts(others, asked.split)
+        else:
+            _failures(others, asked.split, asked.predictions)
+    except OSError as error:
+        raise UserError(
+            f"cannot use {error.filename}: {error.strerror}; results go into the run's own folder, which must be writable"
+        ) from error
     return 0
+
+
+def _prompts(options: list[str], split: Split) -> None:
+    from cir_lightning.analysis.prompts_run import analyze
+
+    analyze(options, split)
+
+
+def _failures(options: list[str], split: Split, predictions: Path | None) -> None:
+    from cir_lightning.analysis.failures_run import from_checkpoint, from_predictions
+
+    if predictions:
+        from_predictions(predictions, options)
+    else:
+        from_checkpoint(options, split)

@@ -41,13 +41,18 @@ def standard_callbacks(
         watch = [ParameterTable(), PromptUsage(), Guards(on_nonfinite)]
         kept = [Stops(), best_checkpoint(root / "checkpoints", monitor), LastCheckpoint(root / "checkpoints")]
         return [*kept, *watch, ResultsTable(root, ""), ResultPictures(root)]
-    folder = root / ("init_from" if weights else "untrained")
-    if checkpoint:
-        parent = Path(checkpoint).parent
-        folder = parent.parent if parent.name == "checkpoints" else parent
+    folder = results_folder(root, checkpoint, weights)
     if command == "predict":
         return [Predictions(folder)]
     return [ResultsTable(folder, checkpoint or weights or ""), ResultPictures(folder)]
+
+
+def results_folder(root: Path, checkpoint: str | None, weights: str | None) -> Path:
+    """Where the results of a checkpoint go: into its own run folder; those of other weights, and of none, lie apart."""
+    if checkpoint:
+        parent = Path(checkpoint).parent
+        return parent.parent if parent.name == "checkpoints" else parent
+    return root / ("init_from" if weights else "untrained")
 
 
 def best_checkpoint(folder: Path, monitor: str) -> ModelCheckpoint:

@@ -31,10 +31,12 @@ class Alone(NamedTuple):
     Attributes:
         reference: by the reference image's own embedding as a target: its nearest neighbours.
         caption: by the caption with a plain grey picture in place of the reference image.
+        query: by both, for comparison.
     """
 
     reference: Ranking
     caption: Ranking
+    query: Ranking
 
 
 class HalfQueries:
@@ -50,9 +52,10 @@ class HalfQueries:
         names = self.data.gallery_pictures(split)
         self.table: Tensor = module.tables[0].compute()
         self.place = {name: at for at, name in enumerate(names)}
-        queries = self.data.distinct_queries(split)
-        self.captions = {caption: at for at, caption in enumerate(dict.fromkeys(caption for _, caption in queries))}
-        outside = [name for name in dict.fromkeys(name for name, _ in queries) if name not in self.place]
+        self.queries = self.data.distinct_queries(split)
+        self.query_table: Tensor = module.tables[1].compute()
+        self.captions = {caption: at for at, caption in enumerate(dict.fromkeys(caption for _, caption in self.queries))}
+        outside = [name for name in dict.fromkeys(name for name, _ in self.queries) if name not in self.place]
         with torch.inference_mode(), module.trainer.precision_plugin.forward_context():
             module.eval()
             if outside:
@@ -62,12 +65,16 @@ class HalfQueries:
 
     def rank(self, evaluation: EvaluationSet) -> Alone:
         """Rank a set's gallery by both halves of each query; the reference is removed in any case, as it is nearest to itself."""
-        removes = evaluation.remove_reference or not evaluation.members_only
-        evaluation = replace(evaluation, remove_reference=removes, recall_at=(), subset_recall_at=(), map_at=())
+        evaluation = replace(evaluation, remove_reference=True, recall_at=(), subset_recall_at=(), map_at=())
         gallery = self._rows(evaluation.gallery)
         captions = torch.tensor([self.captions[query.caption] for query in evaluation.queries])
-        halves = (self._rows([query.reference for query in evaluation.queries]), self.caption_table[captions.to(self.table.device)])
-        return Alone(*(rank(half, gallery, evaluation, top=1) for half in halves))
+        both = torch.tensor([self.queries[query.reference, query.caption] for query in evaluation.queries])
+        vectors = (
+            self._rows([query.reference for query in evaluation.queries]),
+            self.caption_table[captions.to(self.table.device)],
+            self.query_table[both.to(self.table.device)],
+        )
+        return Alone(*(rank(some, gallery, evaluation, top=1) for some in vectors))
 
     def _rows(self, names: Sequence[str]) -> Tensor:
         return self.table[torch.tensor([self.place[name] for name in names], device=self.table.device)]

@@ -47,6 +47,7 @@ class Answered(NamedTuple):
         known: property -> values, of each query.
         reference: by the reference image alone; None if unknown.
         caption: by the caption alone; None if unknown.
+        own: by both, with the reference removed as it is from the halves; None if unknown.
     """
 
     evaluation: EvaluationSet
@@ -55,6 +56,7 @@ class Answered(NamedTuple):
     known: list[Mapping[str, tuple[str, ...]]]
     reference: Halves | None = None
     caption: Halves | None = None
+    own: Halves | None = None
 
 
 class Slice(NamedTuple):
@@ -213,9 +215,9 @@ def reliances(answered: Answered, seed: int = 0) -> list[Reliance]:
     found = []
     for name in ("reference", "caption"):
         half: Halves | None = getattr(answered, name)
-        if half is None:
+        if half is None or answered.own is None:
             continue
-        own = [names[0] for names in answered.lists]
+        own = answered.own.first
         right = [first in query.targets for first, query in zip(half.first, answered.evaluation.queries, strict=True)]
         taken = [first == mine for first, mine in zip(half.first, own, strict=True)]
         others = exchanged(len(own), seed)
@@ -244,6 +246,7 @@ def some(answered: Answered, places: Sequence[int]) -> Answered:
         [answered.known[at] for at in places],
         half(answered.reference),
         half(answered.caption),
+        half(answered.own),
     )
 
 
@@ -271,9 +274,9 @@ def itself(answered: Answered) -> float:
 
 def moves(answered: Answered) -> Move | None:
     """Ranks before and after; None where those before are unknown."""
-    if answered.reference is None:
+    if answered.reference is None or answered.own is None:
         return None
-    before, after = answered.reference.ranks, answered.ranks
+    before, after = answered.reference.ranks, answered.own.ranks
     table = [[0] * (len(RANKS) + 1) for _ in range(len(RANKS) + 1)]
     for one, other in zip(before, after, strict=True):
         table[_bin(one)][_bin(other)] += 1

@@ -58,11 +58,11 @@ class FailureReport(Callback):
             lists = [[evaluation.gallery[i] for i in top] for top in ranking.top.tolist()]
             groups.append(Answered(evaluation, recall_ranks(evaluation, ranking), lists, _known(module.data, evaluation), *halves))
         scored = module.data.scored(split)
-        report(groups, module.data, self.checkpoint, scored, self.folder / "analysis" / f"failures-{scored}")
+        report(groups, module.data, self.checkpoint or "none (untrained)", scored, self.folder / "analysis" / f"failures-{scored}")
 
 
 def _halves(evaluation: EvaluationSet, ranking: Ranking) -> Halves:
-    return Halves(recall_ranks(evaluation, ranking), [evaluation.gallery[top[0]] for top in ranking.top.tolist()])
+    return Halves(recall_ranks(evaluation, ranking), [evaluation.gallery[top[0]] if top else "" for top in ranking.top.tolist()])
 
 
 def _known(data: CIRDataModule, evaluation: EvaluationSet) -> list[Mapping[str, tuple[str, ...]]]:
@@ -136,13 +136,26 @@ def read_predictions(file: Path) -> dict[str, dict[str, dict[str, Any]]]:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-            record["names"][0] + record["names"][-1] + record["reference"]  # names are texts, and there are some
+            _check(record)
             found.setdefault(record["group"], {})[record["query"]] = record
         except (ValueError, TypeError, LookupError) as error:
             raise UserError(f"{file}, line {number}: no ranked list ({type(error).__name__}: {error}); run cir predict again") from error
     if not found:
         raise UserError(f"{file} is empty; run cir predict again")
     return found
+
+
+def _check(record: dict[str, Any]) -> None:
+    """A list of names, and a rank or null.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    names, rank = record["names"], record["rank"]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError("names are no list of texts")
+    if rank is not None and (type(rank) is not int or rank < 1):
+        raise ValueError(f"rank {rank!r}")
 
 
 def answered_sets(records: Mapping[str, Mapping[str, dict[str, Any]]], data: CIRDataModule, file: Path) -> Iterator[Answered]:
@@ -164,12 +177,11 @@ def answered_sets(records: Mapping[str, Mapping[str, dict[str, Any]]], data: CIR
         raise UserError(f"{file}: the answers to its queries are secret; analyse val instead, with --ckpt_path RUN --split val")
     for evaluation in scored:
         mine = [records[evaluation.name][query.id] for query in evaluation.queries]
-        lists = [record["names"] for record in mine]
-        wanted = [query.targets if evaluation.recall_of == "any" else query.targets[:1] for query in evaluation.queries]
-        ranks = [record.get("rank") or _rank(record["names"], targets) for record, targets in zip(mine, wanted, strict=True)]
-        yield Answered(evaluation, ranks, lists, _known(data, evaluation))
-
-
-def _rank(names: Sequence[str], targets: Sequence[str]) -> int:
-    """Place of the first right answer in a list; one beyond its end if it is not there."""
-    return next((at for at, name in enumerate(names, start=1) if name in targets), len(names) + 1)
+        gallery = set(evaluation.gallery)
+        for query, record in zip(evaluation.queries, mine, strict=True):
+            same = (record["reference"], record["caption"]) == (query.reference, query.caption)
+            if not same or record["rank"] is None or not gallery.issuperset(record["names"]):
+                raise UserError(
+                    f"{file}, query {query.id!r} of {evaluation.name!r}: not as {type(data).__name__} has it; run cir predict again"
+                )
+        yield Answered(evaluation, [record["rank"] for record in mine], [record["names"] for record in mine], _known(data, evaluation))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SHUFFLES = 200  # of the control of mutual information
+LEAST = 3  # pairs that make a value typical
 RANDOM = 200  # vectors of the control of nearest words
 
 
@@ -45,7 +46,7 @@ class Information(NamedTuple):
         name: of the property.
         values: that it has.
         bits: mutual information.
-        shuffled: its mean if prompts are dealt to queries at random, which is above 0 in finite samples.
+        shuffled: its mean if prompts are dealt to references at random, which is above 0 in finite samples.
         largest: the largest of these.
         p: share of the shuffles, and of what was seen, with as much information.
     """
@@ -84,20 +85,24 @@ def cosines(vectors: Tensor) -> Tensor:
     return unit @ unit.T
 
 
-def information(name: str, prompts: Sequence[int], values: Sequence[str], seed: int = 0) -> Information:
+def information(name: str, references: Sequence[int], prompts: Sequence[int], values: Sequence[str], seed: int = 0) -> Information:
     """Mutual information of prompts and values, in bits, and what it would be by chance.
+
+    The prompt follows from the reference, which several queries share: by chance, prompts are dealt to references and not to queries.
 
     Args:
         name: of the property.
-        prompts: of each pair of a query and one of its values.
+        references: of each pair of a query and one of its values.
+        prompts: the first one of each reference, likewise.
         values: likewise.
         seed: of the shuffles.
     """
-    draw, shuffled = random.Random(seed), list(prompts)
-    seen, control = mutual_information(prompts, values), []
+    draw, own = random.Random(seed), dict(zip(references, prompts, strict=True))
+    seen, control, dealt = mutual_information(prompts, values), [], list(own.values())
     for _ in range(SHUFFLES):
-        draw.shuffle(shuffled)
-        control.append(mutual_information(shuffled, values))
+        draw.shuffle(dealt)
+        given = dict(zip(own, dealt, strict=True))
+        control.append(mutual_information([given[reference] for reference in references], values))
     as_much = sum(one >= seen - 1e-12 for one in control)
     return Information(name, len(set(values)), seen, sum(control) / SHUFFLES, max(control), (1 + as_much) / (1 + SHUFFLES))
 
@@ -150,5 +155,7 @@ def most_typical(prompts: Sequence[int], values: Sequence[str], prompt: int, cou
     """The values that choose a prompt most beyond their share: value, pairs, and how many times more often than by chance."""
     mine = Counter(value for one, value in zip(prompts, values, strict=True) if one == prompt)
     every, share = Counter(values), sum(mine.values()) / max(1, len(values))
-    lifted = [(value, number, number / (every[value] * share)) for value, number in mine.items()]
+    lifted = [
+        (value, number, number / (every[value] * share)) for value, number in mine.items() if number >= max(LEAST, every[value] * share)
+    ]
     return sorted(lifted, key=lambda one: (-(one[1] - every[one[0]] * share), one[0]))[:count]

@@ -33,8 +33,9 @@ COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#b8a800", 
 
 
 class Pairs(NamedTuple):
-    """A property of the queries: the first prompt of each reference, and each value that its query has."""
+    """A property of the queries: the reference, its first prompt, and each value that the query has."""
 
+    references: list[int]
     prompts: list[int]
     values: list[str]
 
@@ -44,7 +45,8 @@ def properties(findings: Findings) -> dict[str, Pairs]:
     found: dict[str, Pairs] = {}
     for place, known in zip(findings.queries, findings.known, strict=True):
         for name, values in known.items():
-            pairs = found.setdefault(name, Pairs([], []))
+            pairs = found.setdefault(name, Pairs([], [], []))
+            pairs.references.extend([place] * len(values))
             pairs.prompts.extend([int(findings.chosen[place, 0])] * len(values))
             pairs.values.extend(values)
     return found
@@ -230,7 +232,7 @@ def _say_information(page: Page, told: pd.DataFrame) -> None:
     page.heading("What the choice says of a query")
     page.text(
         "Mutual information of the first prompt that the reference chooses with what is known of the query, in bits, and what it is when "
-        f"prompts are dealt to the queries at random ({prompts.SHUFFLES} times): only what is above that is knowledge. p: share of the "
+        f"prompts are dealt to the references at random ({prompts.SHUFFLES} times): only what is above that is knowledge. p: share of the "
         "shuffles with as much."
     )
     rows = [

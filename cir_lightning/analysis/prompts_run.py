@@ -10,6 +10,7 @@ import torch
 from cir_lightning.analysis import prompts_page
 from cir_lightning.api import restore
 from cir_lightning.cache import FeatureCache
+from cir_lightning.callbacks import results_folder
 from cir_lightning.encoder import IntentEncoder
 from cir_lightning.lightning_cli import Parsed, run
 from cir_lightning.prompt_pool import PromptPool
@@ -81,10 +82,8 @@ def analyze(argv: Sequence[str], split: Split) -> None:
     restore(encoder, state, tower, str(name))
     data.prepare_data()
     data.setup("test")
-    folder = (
-        weights.parent.parent if weights.parent.name == "checkpoints" else Path(config.trainer.default_root_dir or "runs") / "init_from"
-    )
-    findings = look(encoder, soft, data, split, folder)
+    folder = results_folder(Path(config.trainer.default_root_dir or "runs"), config.ckpt_path, config.model.init_from)
+    findings = look(encoder, soft, data, split, weights.parent.parent)
     scored = data.scored(split)
     about = [f"{type(data).__name__}, {scored}; {weights}; commit {source_commit() or 'unknown'}; seed {data.seed}."]
     files = prompts_page.write(findings, data.pictures, about, folder / "analysis" / f"prompts-{scored}")
@@ -103,7 +102,8 @@ def look(encoder: IntentEncoder, pool: PromptPool, data: CIRDataModule, split: S
         x = encoder.standardise(features(positions[start : start + BATCH]))
         asked.append(pool.ask(x))
         chosen.append(pool(x).chosen)
-    queries = [query for evaluation in data.evaluation_sets(split) for query in evaluation.queries]
+    every = (query for evaluation in data.evaluation_sets(split) for query in evaluation.queries)
+    queries = list({(query.reference, query.caption, query.targets): query for query in every}.values())  # protocols share theirs
     embeddings, words = _vocabulary(encoder)
     return Findings(
         pool=pool,

@@ -123,4 +123,30 @@ def test_what_is_refused(fitted, tmp_path, capsys):
     damaged.write_text("".join(lists.read_text().splitlines(keepends=True)[1:]))
     line = refused(["analyze", "failures", "--predictions", str(damaged), "--ckpt_path", run], capsys)
     assert "are not those of TinyCIR with these options" in line
-    shutil.rmtree(tmp_path)
+
+
+CHANGES = [
+    ({"names": ["nobody"]}, "not as TinyCIR has it"),
+    ({"names": "abc"}, "no ranked list"),
+    ({"names": []}, "no ranked list"),
+    ({"rank": "3"}, "no ranked list"),
+    ({"rank": -3}, "no ranked list"),
+    ({"rank": True}, "no ranked list"),
+    ({"rank": None}, "not as TinyCIR has it"),
+    ({"caption": "another one"}, "not as TinyCIR has it"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), CHANGES)
+def test_a_changed_line_is_refused(fitted, tmp_path, capsys, change, said):
+    first, *rest = (fitted / "run" / "predictions.jsonl").read_text().splitlines()
+    changed = tmp_path / "predictions.jsonl"
+    changed.write_text("\n".join([json.dumps(json.loads(first) | change), *rest]))
+    assert said in refused(["analyze", "failures", "--predictions", str(changed), "--ckpt_path", str(fitted / "run")], capsys)
+
+
+@pytest.mark.parametrize("command", ["failures", "prompts"])
+def test_a_folder_that_cannot_be_written_is_a_sentence(fitted, tmp_path, capsys, command):
+    shutil.copytree(fitted / "run" / "checkpoints", tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "analysis").write_text("in the way")
+    assert "cannot use" in refused(["analyze", command, "--ckpt_path", str(tmp_path / "run")], capsys)

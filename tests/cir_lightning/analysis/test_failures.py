@@ -26,7 +26,7 @@ LISTS = [["b", "c"], ["b", "d"], ["e", "a"], ["g", "f"]]
 RANKS = [1, 2, 1, 2]
 KNOWN = [{"kind": ("colour",)}, {"kind": ("colour", "tone")}, {"kind": ("addition",), "edits": ("10",)}, {"edits": ("9",)}]
 BY_REFERENCE, BY_CAPTION = Halves([1, 60, 3, 7], ["b", "b", "a", "g"]), Halves([2, 1, 1, 1], ["c", "d", "e", "f"])
-ANSWERED = Answered(SET, RANKS, LISTS, KNOWN, BY_REFERENCE, BY_CAPTION)
+ANSWERED = Answered(SET, RANKS, LISTS, KNOWN, BY_REFERENCE, BY_CAPTION, Halves(RANKS, [names[0] for names in LISTS]))
 
 
 @pytest.mark.parametrize(("right", "of"), [(0, 5), (5, 5), (3, 10), (261, 1296)])

@@ -35,12 +35,24 @@ def test_mutual_information_against_entropies():
 def test_information_is_told_from_chance():
     draw = np.random.default_rng(0)
     roles = [f"role {at}" for at in draw.integers(0, 30, 400)]
-    known = prompts.information("role", [int(role.split()[1]) // 3 for role in roles], roles)
+    known = prompts.information("role", list(range(400)), [int(role.split()[1]) // 3 for role in roles], roles)
     assert (known.values, known.p) == (30, pytest.approx(1 / 201))
     assert known.bits > 2.5 > known.largest >= known.shuffled > 0
-    nothing = prompts.information("role", draw.integers(0, 10, 400).tolist(), roles)
+    nothing = prompts.information("role", list(range(400)), draw.integers(0, 10, 400).tolist(), roles)
     assert nothing.bits < nothing.largest * 1.05
     assert nothing.p > 0.01
+
+
+def test_references_that_several_queries_share_are_no_evidence():
+    """Prompts dealt to 60 references at random, each of which has 8 queries of its own role."""
+    draw = np.random.default_rng(0)
+    found = []
+    for _ in range(10):
+        own = draw.integers(0, 6, 60).tolist()
+        references = [reference for reference in range(60) for _ in range(8)]
+        roles = [f"role {reference % 12}" for reference in references]
+        found.append(prompts.information("role", references, [own[reference] for reference in references], roles).p)
+    assert sum(p < 0.05 for p in found) <= 2
 
 
 def test_nearest_words_and_their_control():
@@ -62,6 +74,6 @@ def test_the_plane_keeps_what_differs_most():
 
 
 def test_typical_values_stand_out_from_their_share():
-    ones, values = [0, 0, 0, 1, 1, 1, 1, 1], ["x", "x", "y", "y", "y", "y", "y", "x"]
-    assert prompts.most_typical(ones, values, 0, 1) == [("x", 2, pytest.approx(2 / (3 * 3 / 8)))]
+    ones, values = [0, 0, 0, 0, 1, 1, 1, 1], ["x", "x", "x", "y", "y", "y", "y", "x"]
+    assert prompts.most_typical(ones, values, 0) == [("x", 3, pytest.approx(3 / (4 * 4 / 8)))]  # y is rarer than by chance
     assert prompts.most_typical(ones, values, 7) == []
