@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import subprocess
 from dataclasses import replace
 from functools import partial
@@ -131,7 +132,7 @@ class ResultsTable(Callback):
             table = replace(table, notes=(f"scored on {table.split}: there is no {split} split with answers", *table.notes))
         files = report.write(table, self.folder / table.split)
         ranks = self.folder / table.split / QUERIES
-        replace_file(ranks, lambda part: query_table(module).to_csv(part, index=False))
+        replace_file(ranks, lambda part: query_table(module).to_csv(part, index=False, quoting=csv.QUOTE_NONNUMERIC))
         print("\n" + to_text(table))
         print("results: " + ", ".join(str(path) for path in (*files.values(), ranks)))
 

@@ -179,9 +179,8 @@ def slices(answered: Answered) -> list[Slice]:
             for value in values:
                 places[name][value].append(rank)
     for name, by_value in places.items():
-        numbers = all(value.isdigit() for value in by_value)
-        order = sorted(by_value, key=int) if numbers else sorted(by_value, key=lambda value: -len(by_value[value]))
-        found += [_slice(name, value, by_value[value]) for value in order[:MOST_VALUES]]
+        shown = sorted(by_value, key=lambda value: -len(by_value[value]))[:MOST_VALUES]
+        found += [_slice(name, value, by_value[value]) for value in (sorted(shown, key=int) if all(map(str.isdigit, shown)) else shown)]
     return found
 
 
@@ -200,7 +199,7 @@ def length_bins(words: Sequence[int]) -> list[tuple[str, list[int]]]:
     seen = 0
     for length, count in counts:
         at = min(BINS - 1, int(seen * BINS / len(words)))
-        if not bins or at > (bins[-1][-1] if bins else -1):
+        if not bins or at > bins[-1][-1]:
             bins.append([length, length, at])
         bins[-1][1], bins[-1][-1] = length, at
         seen += count

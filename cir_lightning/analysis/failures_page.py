@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from data_modules.records import Picture
 
 SLICES, HUBS = "Recall by caption", "Hubs"  # titles
+CHOSEN = {
+    "worst": "Those whose right answers rank last; a rank beyond the gallery stands for one that cannot be reached.",
+    "best": "Those that are right at once although the reference alone ranks their answers last, where that is known.",
+}
 ROWS = 8  # queries of a picture
 THUMB = 72  # pixels
 FEW = 20  # queries; a slice with fewer says little
@@ -44,7 +48,7 @@ def tables(answered: Answered) -> list[Table]:
     found = [_slice_table(answered)]
     if answered.reference is not None:
         found += [_reliance_table(answered), _move_table(answered)]
-    return [*found, _hub_table(answered)]
+    return found if answered.evaluation.members_only else [*found, _hub_table(answered)]  # small galleries of their own have no hubs
 
 
 def _slice_table(answered: Answered) -> Table:
@@ -63,7 +67,10 @@ def _slice_table(answered: Answered) -> Table:
         f"{low:.1f} to {high:.1f}",
         f"{failures.recall(ranks, 10):.1f}",
     ]
-    about = f"Percent, with intervals of 95 % (Wilson). A query counts with each of its values. Below {FEW} queries a figure says little."
+    about = (
+        f"Percent, with intervals of 95 % (Wilson, as if queries were independent). A query counts with each of its values; of a property "
+        f"the {failures.MOST_VALUES} most frequent values are shown. Below {FEW} queries a figure says little; the picture leaves it out."
+    )
     return Table(SLICES, about, [["property", "value", "queries", "R@1", "interval", "R@10"], every, *rows])
 
 
@@ -72,8 +79,9 @@ def _reliance_table(answered: Answered) -> Table:
     rows = []
     for label, part in (("", answered), *((f", captions of {label} words", part) for label, part in failures.by_length(answered))):
         for one in failures.reliances(part):
-            values = (one.right, one.taken, one.by_chance, one.taken_right, one.taken_wrong)
-            rows.append([f"the {one.half} alone{label}", *(f"{value:.1f}" for value in values)])
+            right, taken, both, wrong = (f"{value:.1f}" for value in (one.right, one.taken, one.taken_right, one.taken_wrong))
+            chance = "-" if answered.evaluation.members_only else f"{one.by_chance:.1f}"  # other queries have other galleries
+            rows.append([f"the {one.half} alone{label}", right, taken, chance, both, wrong])
     rows.sort(key=lambda row: row[0].partition(" alone")[0], reverse=True)  # the reference first; otherwise in their order
     about = (
         "Percent of the queries. The reference alone finds its nearest neighbour, other than itself; the caption alone is read with a "
@@ -101,9 +109,9 @@ def _move_table(answered: Answered) -> Table:
 def _hub_table(answered: Answered) -> Table:
     found = failures.hubs(answered)
     about = (
-        f"Pictures that stand among the first {failures.LIST} of the most queries. One hundredth of the gallery has {found.share:.1f} % of "
-        f"all these places; {found.never:.1f} % of it is never there. Skewness {found.skewness:.2f}; that of the right answers is "
-        f"{found.answers_skewness:.2f}."
+        f"Pictures that stand among the first {failures.LIST} of the most queries. The most frequent hundredth of the gallery (one at least) "
+        f"has {found.share:.1f} % of all these places; {found.never:.1f} % of the gallery is never there. Skewness {found.skewness:.2f}; that "
+        f"of the right answers is {found.answers_skewness:.2f}."
     )
     rows = [[hub.name, str(hub.lists), f"{100 * hub.lists / len(answered.ranks):.1f}", str(hub.right)] for hub in found.top]
     return Table(HUBS, about, [["picture", "queries", "percent", "of them right"], *rows])
@@ -173,6 +181,7 @@ def write(groups: Sequence[Answered], pictures: Mapping[str, Picture], about: Se
             if chosen:
                 grid = result_grid(answered.evaluation, answered.ranks, answered.lists, pictures, chosen)
                 page.heading(f"The {name} queries", 3)
+                page.text(CHOSEN[name], "note")
                 page.picture(grid, f"the {name} queries of {answered.evaluation.name}")
                 files.append(_save(folder / f"{stem}-{name}.png", partial(grid.save, format="PNG")))
     texts = {"failures.html": page.html(), "failures.md": "\n".join(lines), "failures.csv": _csv(groups)}

@@ -82,9 +82,9 @@ def information_table(findings: Findings) -> pd.DataFrame:
     return pd.DataFrame([prompts.information(name, *pairs)._asdict() for name, pairs in properties(findings).items()])
 
 
-def draw_matrix(values: Tensor, cell: int = 0) -> Image.Image:
+def draw_matrix(values: Tensor) -> Image.Image:
     """Cosines (M, M) as a picture: blue below 0, white at 0, orange above."""
-    values, cell = values.float().clamp(-1, 1), cell or max(4, min(16, 560 // len(values)))
+    values, cell = values.float().clamp(-1, 1), max(4, min(16, 560 // len(values)))
     blue, orange, white = (torch.tensor(rgb, dtype=torch.float32) for rgb in ((0, 114, 178), (213, 94, 0), (255, 255, 255)))
     end = torch.where(values[..., None] < 0, blue, orange)
     colours = white + values.abs()[..., None] * (end - white)

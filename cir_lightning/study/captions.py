@@ -31,12 +31,12 @@ def slices_of(file: Path) -> Slices:
     texts: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     try:
         with file.open(encoding="utf-8", newline="") as lines:
-            for line in csv.DictReader(lines):
+            for line in csv.DictReader(lines, strict=True):
                 ranks[line["group"]].append(int(line["rank"]))
                 for name, value in line.items():
                     if name not in OWN:
-                        texts[line["group"], name].append(value)
-    except (KeyError, TypeError, ValueError) as error:
+                        texts[line["group"], name].append(str(value.strip()))
+    except (AttributeError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError(f"{file}: damaged ({type(error).__name__}: {error}); run cir test on {file.parent.parent} again") from error
     found: Slices = {}
     for (group, name), values in texts.items():

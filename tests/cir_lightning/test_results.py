@@ -161,8 +161,8 @@ def test_a_table_of_val_never_says_test(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "ToyCIR, val\n" in out
     lines = (tmp_path / "val" / "queries.csv").read_text(encoding="utf-8").splitlines()
-    assert lines[0] == "group,query,reference,caption,rank,words,edits,kind"
-    assert lines[1:] == ["toy,q0,a,but blue,2,2,1,a; q0", "toy,q1,b,but größer,1,2,1,a; q1"]
+    assert lines[0] == '"group","query","reference","caption","rank","words","edits","kind"'
+    assert lines[1:] == ['"toy","q0","a","but blue",2,2,"1","a; q0"', '"toy","q1","b","but größer",1,2,"1","a; q1"']
     assert "Note: scored on val: there is no test split with answers\n" in out
 
 
