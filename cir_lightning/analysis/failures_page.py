@@ -109,9 +109,9 @@ def _move_table(answered: Answered) -> Table:
 def _hub_table(answered: Answered) -> Table:
     found = failures.hubs(answered)
     about = (
-        f"Pictures that stand among the first {failures.LIST} of the most queries. The most frequent hundredth of the gallery (one at least) "
-        f"has {found.share:.1f} % of all these places; {found.never:.1f} % of the gallery is never there. Skewness {found.skewness:.2f}; that "
-        f"of the right answers is {found.answers_skewness:.2f}."
+        f"Pictures that stand among the first {failures.LIST} of the most queries. The most frequent hundredth of the gallery has "
+        f"{found.share:.1f} % of all these places; {found.never:.1f} % of the gallery is never there. Skewness {found.skewness:.2f}; "
+        f"that of the right answers is {found.answers_skewness:.2f}."
     )
     rows = [[hub.name, str(hub.lists), f"{100 * hub.lists / len(answered.ranks):.1f}", str(hub.right)] for hub in found.top]
     return Table(HUBS, about, [["picture", "queries", "percent", "of them right"], *rows])
