@@ -175,7 +175,7 @@ class Executor:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is passed on by this process, once
                 pass_fds=[held],  # should this process be killed, the run is still held
-                env={"OMP_NUM_THREADS": str(max(1, processors() // self.jobs))} | os.environ | {"COLUMNS": "120"},
+                env={"OMP_NUM_THREADS": str(max(1, processors() // self.jobs))} | os.environ | {"COLUMNS": "120", "PYTHONUNBUFFERED": "1"},
             )
             while child.poll() is None:
                 if self.stopping.wait(POLL):
