@@ -50,17 +50,22 @@ def run(argv: list[str]) -> int:
     if command not in {"failures", "prompts"}:
         raise UserError(f"unknown command 'analyze {command}'; commands are analyze failures, analyze prompts")
     parser = _Parser(prog=f"cir analyze {command}", add_help=False, allow_abbrev=False)
-    parser.add_argument("--split", choices=("test", "val"), default="test")
+    parser.add_argument(
+        "--split",
+        choices=("test", "val"),
+    )
     if command == "failures":
         parser.add_argument("--predictions", type=Path)
     asked, others = parser.parse_known_args(rest)
+    if asked.split and getattr(asked, "predictions", None):
+        raise UserError("--split does not go with --predictions, whose queries are those of cir predict; leave one out")
     if not any(word.partition("=")[0] in {"--ckpt_path", "--config", "-c"} for word in others):
         raise UserError(f"cir analyze {command} needs a model: give --ckpt_path runs/NAME")
     try:
         if command == "prompts":
-            _prompts(others, asked.split)
+            _prompts(others, asked.split or "test")
         else:
-            _failures(others, asked.split, asked.predictions)
+            _failures(others, asked.split or "test", asked.predictions)
     except OSError as error:
         raise UserError(
             f"cannot use {error.filename}: {error.strerror}; results go into the run's own folder, which must be writable"

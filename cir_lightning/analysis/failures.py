@@ -171,17 +171,30 @@ def recall(ranks: Sequence[int], k: int) -> float:
 
 
 def slices(answered: Answered) -> list[Slice]:
-    """Recall by caption length and by each property's values; a query with several values counts with each."""
-    found = [_slice(LENGTH, label, part.ranks) for label, part in by_length(answered)]
-    places: defaultdict[str, defaultdict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for rank, known in zip(answered.ranks, answered.known, strict=True):
-        for name, values in known.items():
-            for value in values:
-                places[name][value].append(rank)
-    for name, by_value in places.items():
-        shown = sorted(by_value, key=lambda value: -len(by_value[value]))[:MOST_VALUES]
-        found += [_slice(name, value, by_value[value]) for value in (sorted(shown, key=int) if all(map(str.isdigit, shown)) else shown)]
+    """Recall of all queries, by caption length, and by each property's values; a query with several values counts with each."""
+    found = [_slice("all", "", answered.ranks), *(_slice(LENGTH, label, of.ranks) for label, of in by_length(answered))]
+    for name in dict.fromkeys(name for known in answered.known for name in known):
+        places = by_value([known.get(name, ()) for known in answered.known], MOST_VALUES)
+        found += [_slice(name, value, [answered.ranks[at] for at in some]) for value, some in places.items()]
     return found
+
+
+def by_value(values: Sequence[Sequence[str]], most: int | None = None) -> dict[str, list[int]]:
+    """The places of each value, the most frequent first; numbers in their order.
+
+    Args:
+        values: of each query.
+        most: how many values are kept, the most frequent ones; None for all.
+
+    >>> by_value([["b"], ["a", "b"], []]), list(by_value([["10"], ["9"]]))
+    ({'b': [0, 1], 'a': [1]}, ['9', '10'])
+    """
+    places: defaultdict[str, list[int]] = defaultdict(list)
+    for at, some in enumerate(values):
+        for value in some:
+            places[value].append(at)
+    kept = sorted(places, key=lambda value: (-len(places[value]), value))[:most]
+    return {value: places[value] for value in (sorted(kept, key=int) if all(map(str.isdigit, kept)) else kept)}
 
 
 def _slice(name: str, value: str, ranks: list[int]) -> Slice:
@@ -192,7 +205,7 @@ def length_bins(words: Sequence[int]) -> list[tuple[str, list[int]]]:
     """Up to five bins of caption lengths of about equally many queries: label and places of each.
 
     >>> length_bins([1, 2, 3, 4, 5, 9])
-    [('1', [0]), ('2', [1]), ('3', [2]), ('4', [3]), ('5-9', [4, 5])]
+    [('1-2', [0, 1]), ('3', [2]), ('4', [3]), ('5', [4]), ('9', [5])]
     """
     counts = sorted(Counter(words).items())
     bins: list[list[int]] = []
@@ -232,7 +245,7 @@ def reliances(answered: Answered, seed: int = 0) -> list[Reliance]:
     return found
 
 
-def some(answered: Answered, places: Sequence[int]) -> Answered:
+def part(answered: Answered, places: Sequence[int]) -> Answered:
     """A part of the queries."""
 
     def half(of: Halves | None) -> Halves | None:
@@ -252,7 +265,7 @@ def some(answered: Answered, places: Sequence[int]) -> Answered:
 def by_length(answered: Answered) -> list[tuple[str, Answered]]:
     """The queries by caption length, with the label of each bin."""
     words = [len(query.caption.split()) for query in answered.evaluation.queries]
-    return [(label, some(answered, places)) for label, places in length_bins(words)]
+    return [(label, part(answered, places)) for label, places in length_bins(words)]
 
 
 def exchanged(count: int, seed: int) -> list[int]:

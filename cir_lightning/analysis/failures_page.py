@@ -56,22 +56,11 @@ def _slice_table(answered: Answered) -> Table:
         [one.name, one.value, str(one.queries), f"{one.recall:.1f}", f"{one.low:.1f} to {one.high:.1f}", f"{one.recall_ten:.1f}"]
         for one in failures.slices(answered)
     ]
-    ranks = answered.ranks
-    right = sum(rank <= 1 for rank in ranks)
-    low, high = failures.wilson(right, len(ranks))
-    every = [
-        "all",
-        "",
-        str(len(ranks)),
-        f"{failures.recall(ranks, 1):.1f}",
-        f"{low:.1f} to {high:.1f}",
-        f"{failures.recall(ranks, 10):.1f}",
-    ]
     about = (
         f"Percent, with intervals of 95 % (Wilson, as if queries were independent). A query counts with each of its values; of a property "
         f"the {failures.MOST_VALUES} most frequent values are shown. Below {FEW} queries a figure says little; the picture leaves it out."
     )
-    return Table(SLICES, about, [["property", "value", "queries", "R@1", "interval", "R@10"], every, *rows])
+    return Table(SLICES, about, [["property", "value", "queries", "R@1", "interval", "R@10"], *rows])
 
 
 def _reliance_table(answered: Answered) -> Table:
@@ -119,7 +108,8 @@ def _hub_table(answered: Answered) -> Table:
 
 def draw_slices(answered: Answered) -> Drawing:
     """R@1 of every slice with its interval, those of one property below each other; small ones are left out."""
-    shown = [one for one in failures.slices(answered) if one.queries >= FEW]
+    every, *parts = failures.slices(answered)
+    shown = [one for one in parts if one.queries >= FEW]
     names = list(dict.fromkeys(one.name for one in shown))
     labels = {one: f"{one.value} ({one.queries})" for one in shown}
     left = 24 + max([length(label, SMALL) for label in labels.values()], default=0.0)
@@ -130,7 +120,7 @@ def draw_slices(answered: Answered) -> Drawing:
     for tick in ticks:
         drawing.line(axis.place(tick), 30, axis.place(tick), bottom, GREY)
         drawing.text(axis.place(tick), bottom + 14, f"{tick:g}", SMALL, "m")
-    overall = axis.place(failures.recall(answered.ranks, 1))
+    overall = axis.place(every.recall)
     drawing.line(overall, 30, overall, bottom, "#d55e00", 1.5)
     drawing.text(left + PANEL, 14, f"{answered.evaluation.name}: R@1 (line: all queries)", SMALL, "r")
     y = 30.0
@@ -205,7 +195,7 @@ def _thumb(picture: Picture) -> Image.Image:
 
 
 def _markdown(table: Table) -> list[str]:
-    head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in table.cells]
+    head, *rows = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in table.cells]
     lines = [head, ["---"] * len(head), *rows]
     return [f"### {table.title}", "", table.about, "", *(f"| {' | '.join(line)} |" for line in lines), ""]
 

@@ -6,7 +6,7 @@ import csv
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from cir_lightning.analysis.failures import LENGTH, length_bins, recall
+from cir_lightning.analysis.failures import LENGTH, by_value, length_bins, recall
 from data_modules.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,21 +40,8 @@ def slices_of(file: Path) -> Slices:
         raise UserError(f"{file}: damaged ({type(error).__name__}: {error}); run cir test on {file.parent.parent} again") from error
     found: Slices = {}
     for (group, name), values in texts.items():
-        places = _lengths(values) if name == LENGTH else _places(values)
+        lists = [[value for value in text.split(JOIN) if value] for text in values]
+        places = dict(length_bins([int(value) for value in values])) if name == LENGTH else by_value(lists)
         if 1 < len(places) <= MOST:
             found[group, name] = {f"{value} ({len(some)})": recall([ranks[group][at] for at in some], 1) for value, some in places.items()}
     return found
-
-
-def _lengths(values: list[str]) -> dict[str, list[int]]:
-    return dict(length_bins([int(value) for value in values]))
-
-
-def _places(values: list[str]) -> dict[str, list[int]]:
-    places: defaultdict[str, list[int]] = defaultdict(list)
-    for at, text in enumerate(values):
-        for value in filter(None, text.split(JOIN)):
-            places[value].append(at)
-    numbers = all(value.isdigit() for value in places)
-    order = sorted(places, key=int) if numbers else sorted(places, key=lambda value: (-len(places[value]), value))
-    return {value: places[value] for value in order}

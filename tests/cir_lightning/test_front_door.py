@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 import yaml
-from fakes.runs import write_recipe
+from fakes.runs import tiny_run
 from fakes.tiny import TinyCIR
 
 from cir_lightning import __version__
@@ -216,11 +216,7 @@ def test_checkpoints_that_are_none(tmp_path, capsys):
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
     """A folder with ``tiny.yaml`` and the finished run ``run``; commands run in it."""
-    folder = tmp_path_factory.mktemp("front door")
-    write_recipe(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CIR_CACHE", str(folder / "cache"))
-        assert main(["fit", "--config", str(folder / "tiny.yaml")]) == 0
+    with tiny_run(tmp_path_factory.mktemp("front door")) as folder:
         yield folder
 
 

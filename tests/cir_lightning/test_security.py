@@ -7,7 +7,7 @@ import zipfile
 import pytest
 import torch
 import yaml
-from fakes.runs import write_recipe
+from fakes.runs import tiny_run
 from lightning.pytorch.loggers import CSVLogger
 
 from cir_lightning.api import load
@@ -20,11 +20,7 @@ from data_modules.errors import UserError
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder with ``tiny.yaml`` and the finished run ``run``."""
-    folder = tmp_path_factory.mktemp("security")
-    write_recipe(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CIR_CACHE", str(folder / "cache"))
-        assert main(["fit", "--config", str(folder / "tiny.yaml")]) == 0
+    with tiny_run(tmp_path_factory.mktemp("security")) as folder:
         yield folder
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import torch
 import yaml
 
 from cir_lightning.api import make_encoder
 from cir_lightning.checkpoint import CONFIG_KEY, trained_state
+from cir_lightning.cli import main
 from fakes.tiny import TinyCIR, TinyLVLM
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from torch import Tensor
@@ -54,6 +58,16 @@ TINY = {
     },
     "data": {"class_path": f"fakes.tiny.{TinyCIR.__name__}", "init_args": {}},
 }
+
+
+@contextmanager
+def tiny_run(folder: Path) -> Iterator[Path]:
+    """A folder with ``tiny.yaml`` and the finished run ``run``; commands meanwhile have their cache in it, too."""
+    write_recipe(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CIR_CACHE", str(folder / "cache"))
+        assert main(["fit", "--config", str(folder / "tiny.yaml")]) == 0
+        yield folder
 
 
 def write_recipe(folder: Path) -> Path:

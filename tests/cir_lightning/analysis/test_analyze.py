@@ -7,7 +7,7 @@ import shutil
 import pandas as pd
 import pytest
 import yaml
-from fakes.runs import write_recipe
+from fakes.runs import tiny_run
 from PIL import Image
 
 from cir_lightning.cli import main
@@ -16,11 +16,7 @@ from cir_lightning.cli import main
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
     """A folder with ``tiny.yaml`` and the finished, tested and predicted run ``run``."""
-    folder = tmp_path_factory.mktemp("analyze")
-    write_recipe(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CIR_CACHE", str(folder / "cache"))
-        assert main(["fit", "--config", str(folder / "tiny.yaml")]) == 0
+    with tiny_run(tmp_path_factory.mktemp("analyze")) as folder:
         for command in ("test", "predict"):
             assert main([command, "--ckpt_path", str(folder / "run")]) == 0
         yield folder
@@ -109,6 +105,8 @@ def test_what_is_refused(fitted, tmp_path, capsys):
     assert "needs a model: give --ckpt_path" in refused(["analyze", "failures"], capsys)
     assert "needs a model: give --ckpt_path" in refused(["analyze", "prompts"], capsys)
     assert "invalid choice: 'train'" in refused(["analyze", "failures", "--split", "train", "--ckpt_path", run], capsys)
+    both = ["analyze", "failures", "--split", "val", "--predictions", str(lists), "--ckpt_path", run]
+    assert "--split does not go with --predictions" in refused(both, capsys)
     assert "needs trained weights" in refused(["analyze", "prompts", "--config", str(fitted / "tiny.yaml")], capsys)
     assert "cannot be read" in refused(["analyze", "failures", "--predictions", str(tmp_path / "no"), "--ckpt_path", run], capsys)
     damaged = tmp_path / "predictions.jsonl"

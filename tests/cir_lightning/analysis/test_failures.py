@@ -43,6 +43,7 @@ def test_slices_by_length_and_property():
         (2, 50, 100),
         (1, 0, 100),
     ]
+    assert found["all", ""] == failures.Slice("all", "", 4, 50, *failures.wilson(2, 4), 100)
     assert [value for name, value in found if name == "edits"] == ["9", "10"]  # by number
     assert sum(one.queries for (name, _), one in found.items() if name == "words") == 4
     assert (found["words", "1"].recall, found["words", "2"].recall, found["words", "4"].recall) == (100, 0, 100)
@@ -76,7 +77,7 @@ def test_a_part_of_the_queries_is_what_they_would_be_alone():
     assert (two.ranks, two.lists, two.known) == ([2, 2], [LISTS[1], LISTS[3]], [KNOWN[1], KNOWN[3]])
     assert (two.reference, two.caption) == (Halves([60, 7], ["b", "g"]), Halves([1, 1], ["d", "f"]))
     assert failures.reliances(two)[0].taken_wrong == 100
-    assert failures.some(ANSWERED._replace(caption=None), [0]).caption is None
+    assert failures.part(ANSWERED._replace(caption=None), [0]).caption is None
 
 
 @pytest.mark.parametrize("count", [2, 3, 10, 101])
