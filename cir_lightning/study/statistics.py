@@ -36,8 +36,9 @@ class Summary(NamedTuple):
 def summarise(values: Sequence[float]) -> Summary:
     """Mean, standard deviation and interval of the mean of at least one value.
 
-    >>> summarise([1.0, 2.0, 3.0])
-    Summary(mean=2.0, spread=1.0, half=2.4841377118437524, n=3)
+    >>> found = summarise([1.0, 2.0, 3.0])
+    >>> found.mean, found.spread, round(found.half, 4), found.n  # t(2) = 4.3027
+    (2.0, 1.0, 2.4841, 3)
     """
     n = len(values)
     if n == 1:
