@@ -17,7 +17,7 @@ usage: cir analyze failures --ckpt_path RUN [--split test|val] [options of cir t
   failures  recall by caption length, by number and kind of edit, by role or relation; over-reliance on the reference and on the
             caption; the target's rank before and after; hubs; the worst and the best queries. It encodes like cir test, and each caption
             without its picture once more. From the ranked lists of cir predict (--predictions runs/emoji/predictions.jsonl) it needs no
-            model, and leaves out what needs embeddings; where a server has the answers, these lists have none: use --split val.
+            model, and leaves out what needs embeddings; where a server has the answers, use those of cir predict --split val.
   prompts   usage of each prompt of the pool over gallery and queries, over training, keys and prompts beside each other, the words nearest
             to each prompt token, and what chooses them.
 

@@ -8,7 +8,7 @@ import sys
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -81,6 +81,20 @@ class CIRCLI(LightningCLI):
         """One seed for the weights and for the data; what is to be done about gradients that are no numbers."""
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.add_argument("--on_nonfinite", type=OnNonfinite, default="stop", help="what a batch does whose gradient is no number")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """With ``cir predict --split``."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            what = "what is ranked; where only a server knows the answers to test, those to val are known, for cir analyze failures"
+            parser.add_argument("--split", type=Literal["test", "val"], default="test", help=what)
+        return parser
+
+    def instantiate_classes(self) -> None:
+        """Tell the data which split ``cir predict`` is asked for."""
+        super().instantiate_classes()
+        if self.subcommand == "predict":
+            self.datamodule.predicts = self.config[self.subcommand].split
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the stored config is in ``--config``, and explicit flags must win (Lightning pull request 21455)."""

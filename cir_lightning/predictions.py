@@ -48,16 +48,16 @@ class Predictions(Callback):
     ``R@K`` looks at; null where the answers are secret. ``cir analyze failures`` reads them.
 
     Args:
-        folder: the run folder; the lists are ``<folder>/predictions.jsonl``.
+        folder: the run folder; the lists are ``<folder>/predictions.jsonl``, those of val ``<folder>/predictions-val.jsonl``.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.file = folder / "predictions.jsonl"
+        self.folder = folder
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
         """Refuse what the test servers will not take, before anything is encoded."""
         module: CIRModule = pl_module  # type: ignore[assignment]
-        for evaluation in module.data.benchmark.hidden:
+        for evaluation in module.data.evaluation_sets("predict"):
             if evaluation.submission:
                 submission.require_possible(evaluation, module.top)
 
@@ -65,15 +65,17 @@ class Predictions(Callback):
         """Write the files."""
         if not trainer.is_global_zero:
             return
-        rankings: dict[str, tuple[EvaluationSet, Ranking]] = pl_module.rankings  # type: ignore[assignment]
-        replace_file(self.file, lambda part: part.write_text("".join(_lines(rankings)), encoding="utf-8"))
-        print(f"predictions: {self.file}")
+        module: CIRModule = pl_module  # type: ignore[assignment]
+        rankings = module.rankings
+        file = self.folder / ("predictions-val.jsonl" if module.data.predicts == "val" else "predictions.jsonl")
+        replace_file(file, lambda part: part.write_text("".join(_lines(rankings)), encoding="utf-8"))
+        print(f"predictions: {file}")
         for evaluation, ranking in rankings.values():
             if evaluation.submission:
-                path = submission.write(ranking, evaluation, self.file.parent)
+                path = submission.write(ranking, evaluation, self.folder)
                 submission.check(path, evaluation)
                 counts = f"{len(evaluation.queries):,} queries, {len(evaluation.gallery):,} gallery pictures, {path.stat().st_size:,} bytes"
-                if is_official(evaluation, "hidden", pl_module.data.official):  # type: ignore[union-attr,arg-type]
+                if is_official(evaluation, "hidden", module.data.official):
                     print(f"{path}: ready for the test server ({counts})")
                 else:
                     print(f"{path}: not ready for the test server, other counts than the official ones ({counts}); see cir data check")

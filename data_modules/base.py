@@ -88,6 +88,7 @@ class CIRDataModule(LightningDataModule, ABC):
         self._side: int | None = None
         self._evaluates_pixels = False
         self._benchmark: Benchmark | None = None
+        self.predicts: Literal["test", "val"] = "test"  # what ``cir predict`` ranks
 
     @abstractmethod
     def read(self) -> Benchmark:
@@ -164,7 +165,7 @@ class CIRDataModule(LightningDataModule, ABC):
     def evaluation_sets(self, split: Split) -> tuple[EvaluationSet, ...]:
         """The evaluation sets of a split; where only a server knows the test split's answers, ``test`` is val and ``predict`` is test."""
         benchmark = self.benchmark
-        if split == "predict":
+        if split == "predict" and self.predicts == "test":
             return benchmark.hidden or benchmark.test or benchmark.val
         return benchmark.test if split == "test" and benchmark.test else benchmark.val
 

@@ -153,6 +153,10 @@ class EvaluationSet:
     skipped_pictures: int = 0
     reduced_queries: int = 0
 
+    def answers(self, query: Query) -> tuple[str, ...]:
+        """The targets of a query that ``R@K`` looks for."""
+        return query.targets[:1] if self.recall_of == "first" else query.targets
+
     @property
     def fingerprint(self) -> str:
         """16 hex digits that are equal only for the same queries, gallery and protocol: figures with different ones cannot be compared."""

@@ -230,7 +230,7 @@ def reliances(answered: Answered, seed: int = 0) -> list[Reliance]:
         if half is None or answered.own is None:
             continue
         own = answered.own.first
-        right = [first in query.targets for first, query in zip(half.first, answered.evaluation.queries, strict=True)]
+        right = [first in answers for first, answers in zip(half.first, _answers(answered), strict=True)]
         taken = [first == mine for first, mine in zip(half.first, own, strict=True)]
         others = exchanged(len(own), seed)
         found.append(
@@ -243,6 +243,11 @@ def reliances(answered: Answered, seed: int = 0) -> list[Reliance]:
             )
         )
     return found
+
+
+def _answers(answered: Answered) -> list[tuple[str, ...]]:
+    """Of each query, the right answers that ``R@K`` looks for."""
+    return [answered.evaluation.answers(query) for query in answered.evaluation.queries]
 
 
 def part(answered: Answered, places: Sequence[int]) -> Answered:
@@ -315,14 +320,14 @@ def _bin(rank: int) -> int:
 
 def hubs(answered: Answered, shown: int = 10) -> Hubs:
     """Pictures that are found for many queries."""
-    gallery, queries = answered.evaluation.gallery, answered.evaluation.queries
+    gallery = answered.evaluation.gallery
     found: Counter[str] = Counter(dict.fromkeys(gallery, 0))
     right: Counter[str] = Counter()
     wanted: Counter[str] = Counter(dict.fromkeys(gallery, 0))
-    for query, names in zip(queries, answered.lists, strict=True):
+    for answers, names in zip(_answers(answered), answered.lists, strict=True):
         found.update(names[:LIST])
-        right.update(set(names[:LIST]) & set(query.targets))
-        wanted.update(name for name in query.targets if name in wanted)
+        right.update(set(names[:LIST]) & set(answers))
+        wanted.update(name for name in answers if name in wanted)
     counts = sorted(found.values(), reverse=True)
     return Hubs(
         top=[Hub(name, count, right[name]) for name, count in found.most_common(shown) if count],

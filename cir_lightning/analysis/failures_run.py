@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cir_lightning.module import CIRModule
     from cir_lightning.retrieval.ranking import Ranking
     from data_modules.base import CIRDataModule, Split
-    from data_modules.records import EvaluationSet
+    from data_modules.records import EvaluationSet, Query
 
 SUBCOMMANDS = {"val": "validate", "test": "test"}
 
@@ -119,7 +119,8 @@ def from_predictions(file: Path, argv: Sequence[str]) -> None:
     data.prepare_data()
     data.setup()
     groups = list(answered_sets(records, data, file))
-    report(groups, data, f"ranked lists of {file}", data.scored("test"), file.parent / "analysis" / "failures-predictions")
+    split = "val" if groups[0].evaluation in data.benchmark.val else "test"
+    report(groups, data, f"ranked lists of {file}", split, file.parent / "analysis" / f"failures-{file.stem}")
 
 
 def read_predictions(file: Path) -> dict[str, dict[str, dict[str, Any]]]:
@@ -164,24 +165,41 @@ def answered_sets(records: Mapping[str, Mapping[str, dict[str, Any]]], data: CIR
     Raises:
         UserError: the file has other queries than the data set; none of them has answers.
     """
-    splits: tuple[Split, ...] = ("predict", "test", "val")
-    sets = {one.name: one for split in reversed(splits) for one in data.evaluation_sets(split) if one.name in records}
-    for name in records:
-        if name not in sets or {query.id for query in sets[name].queries} != set(records[name]):
-            raise UserError(
-                f"{file}: its queries of {name!r} are not those of {type(data).__name__} with these options; give the --config or "
-                "--ckpt_path that they were predicted with"
-            )
+    sets = _sets(records, data, file)
     scored = [one for one in sets.values() if all(query.targets for query in one.queries)]
     if not scored:
-        raise UserError(f"{file}: the answers to its queries are secret; analyse val instead, with --ckpt_path RUN --split val")
+        raise UserError(f"{file}: the answers to its queries are secret; rank val instead, with cir predict --ckpt_path RUN --split val")
     for evaluation in scored:
         mine = [records[evaluation.name][query.id] for query in evaluation.queries]
         gallery = set(evaluation.gallery)
         for query, record in zip(evaluation.queries, mine, strict=True):
-            same = (record["reference"], record["caption"]) == (query.reference, query.caption)
-            if not same or record["rank"] is None or not gallery.issuperset(record["names"]):
+            if not _agree(record, query) or record["rank"] is None or not gallery.issuperset(record["names"]):
                 raise UserError(
                     f"{file}, query {query.id!r} of {evaluation.name!r}: not as {type(data).__name__} has it; run cir predict again"
                 )
         yield Answered(evaluation, [record["rank"] for record in mine], [record["names"] for record in mine], _known(data, evaluation))
+
+
+def _sets(records: Mapping[str, Mapping[str, dict[str, Any]]], data: CIRDataModule, file: Path) -> dict[str, EvaluationSet]:
+    """The set of each group of lists; splits share names of sets, and may share ids of queries.
+
+    Raises:
+        UserError: no split has such queries.
+    """
+    splits: tuple[Split, ...] = ("predict", "test", "val")
+    every = [one for split in splits for one in data.evaluation_sets(split)]
+    found = {}
+    for name, lists in records.items():
+        same = [one for one in every if one.name == name and {query.id for query in one.queries} == set(lists)]
+        if not same:
+            raise UserError(
+                f"{file}: its queries of {name!r} are not those of {type(data).__name__} with these options; give the --config or "
+                "--ckpt_path that they were predicted with"
+            )
+        agreeing = [sum(_agree(lists[query.id], query) for query in one.queries) for one in same]
+        found[name] = same[agreeing.index(max(agreeing))]
+    return found
+
+
+def _agree(record: Mapping[str, Any], query: Query) -> bool:
+    return (record["reference"], record["caption"]) == (query.reference, query.caption)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, NamedTuple
 
+import pandas as pd
 import pytest
 import yaml
 from fakes.circo import TEST, write_circo
@@ -133,6 +134,34 @@ def test_predict_ranks_every_query(fitted: tuple[Path, str]):
     lines = [json.loads(line) for line in (folder / "runs" / name / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == MINIATURES[name].predicted
     assert all(len(line["names"]) == len(set(line["names"])) > 0 for line in lines)
+
+
+def test_ranked_lists_of_val_are_analysed_where_the_answers_to_test_are_secret(fitted: tuple[Path, str]):
+    folder, name = fitted
+    run = folder / "runs" / name
+    for command in (
+        ["predict", "--split", "val"],
+        ["validate"],
+        ["analyze", "failures", "--predictions", str(run / "predictions-val.jsonl")],
+    ):
+        assert main([*command, "--ckpt_path", f"runs/{name}"]) == 0
+    rows = json.loads((run / "val" / "results.json").read_text())["rows"]
+    own = [row for row in rows if row["method"] == "CIR-LVLM" and "avg" not in row["group"]]
+    figure = "R@1" if "R@1" in MINIATURES[name].figures else "R@10"
+    wanted = {row["group"]: row["figures"][figure] for row in own}
+    table = pd.read_csv(run / "analysis" / "failures-predictions-val" / "failures.csv")
+    table = table[(table["table"] == "Recall by caption") & (table["row"] == "all") & (table["column"] == figure)]
+    assert {row.group: float(row.value) for row in table.itertuples()} == pytest.approx(wanted, abs=0.051)
+
+
+def test_lists_without_answers_are_not_analysed(fitted: tuple[Path, str], capsys: pytest.CaptureFixture[str]):
+    folder, name = fitted
+    lists = folder / "runs" / name / "predictions.jsonl"
+    assert main(["predict", "--ckpt_path", f"runs/{name}"]) == 0
+    secret = all(json.loads(line)["rank"] is None for line in lists.read_text().splitlines())
+    code = main(["analyze", "failures", "--predictions", str(lists), "--ckpt_path", f"runs/{name}"])
+    assert code == (2 if secret else 0)
+    assert ("rank val instead, with cir predict --ckpt_path RUN --split val" in capsys.readouterr().err) is secret
 
 
 def test_the_files_for_the_servers(fitted: tuple[Path, str]):

@@ -116,6 +116,14 @@ def test_hubs_against_numpy():
     assert math.isfinite(found.answers_skewness)
 
 
+def test_where_recall_is_of_the_first_answer_the_others_are_not_right():
+    queries = (Query("0", "a", "x", ("b", "c")), Query("1", "b", "x", ("a", "c")))
+    answered = Answered(EvaluationSet("one", queries, ("a", "b", "c"), recall_of="first"), [2, 2], [["c"], ["c"]], [{}] * 2)
+    assert failures.hubs(answered).top == [failures.Hub("c", 2, 0)]
+    either = answered._replace(evaluation=EvaluationSet("one", queries, ("a", "b", "c")))
+    assert failures.hubs(either).top == [failures.Hub("c", 2, 2)]
+
+
 def test_worst_and_best_queries():
     assert failures.worst(ANSWERED, 2) == [1, 3]
     assert failures.best(ANSWERED, 8) == [2, 0]  # of those that are right, the one that the reference alone finds last comes first
