@@ -190,11 +190,13 @@ def test_sibling_rows_pass_over_a_damaged_file(tmp_path):
 def test_predictions_are_one_line_per_query(tmp_path, capsys):
     callback = Predictions(tmp_path / "run")
     other = replace(SET, name="groß/zwei")
-    module = SimpleNamespace(rankings={"toy": (SET, ranking(3)), "groß/zwei": (other, ranking(1))})
+    file = tmp_path / "run" / "predictions.jsonl"
+    data = SimpleNamespace(predicts="test")
+    module = SimpleNamespace(rankings={"toy": (SET, ranking(3)), "groß/zwei": (other, ranking(1))}, data=data)
     callback.on_predict_end(SimpleNamespace(is_global_zero=False), module)
-    assert not callback.file.exists()
+    assert not file.exists()
     callback.on_predict_end(SimpleNamespace(is_global_zero=True), module)
-    lines = [json.loads(line) for line in callback.file.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert [(line["query"], line["group"]) for line in lines] == [("q0", "toy"), ("q1", "toy"), ("q0", "groß/zwei"), ("q1", "groß/zwei")]
     assert lines[0] == {
         "query": "q0",
@@ -207,7 +209,10 @@ def test_predictions_are_one_line_per_query(tmp_path, capsys):
     }
     assert lines[1]["names"] == ["h", "g", "f"]
     assert lines[1]["caption"] == "but größer"
-    assert str(callback.file) in capsys.readouterr().out
+    assert str(file) in capsys.readouterr().out
+    data.predicts = "val"
+    callback.on_predict_end(SimpleNamespace(is_global_zero=True), module)
+    assert file.with_name("predictions-val.jsonl").read_bytes() == file.read_bytes()
 
 
 HIDDEN = replace(
@@ -215,7 +220,7 @@ HIDDEN = replace(
     queries=tuple(replace(query, targets=()) for query in SET.queries),
     submission=Submission("server.json", 2, (("version", "rc2"),)),
 )
-OFFICIAL = SimpleNamespace(official={"hidden/toy queries": 2, "hidden/toy gallery": 8})
+OFFICIAL = SimpleNamespace(predicts="test", official={"hidden/toy queries": 2, "hidden/toy gallery": 8})
 
 
 def test_predict_writes_and_checks_the_files_of_test_servers(tmp_path, capsys):
@@ -233,14 +238,14 @@ def test_predict_writes_and_checks_the_files_of_test_servers(tmp_path, capsys):
 
 def test_predict_never_calls_a_file_ready_that_breaks_a_rule(tmp_path, capsys):
     queries = (HIDDEN.queries[0], replace(HIDDEN.queries[1], reference="h"))
-    module = SimpleNamespace(rankings={"hidden": (replace(HIDDEN, queries=queries), ranking(3))})
+    module = SimpleNamespace(rankings={"hidden": (replace(HIDDEN, queries=queries), ranking(3))}, data=OFFICIAL)
     with pytest.raises(UserError, match=r"server\.json, query 'q1': 'h' is its own reference image"):
         Predictions(tmp_path).on_predict_end(SimpleNamespace(is_global_zero=True), module)
     assert "ready" not in capsys.readouterr().out
 
 
 def test_predict_refuses_short_lists_before_anything_is_encoded(tmp_path):
-    module = SimpleNamespace(top=1, data=SimpleNamespace(benchmark=SimpleNamespace(hidden=(replace(SET, name="plain"), HIDDEN))))
+    module = SimpleNamespace(top=1, data=SimpleNamespace(evaluation_sets={"predict": (replace(SET, name="plain"), HIDDEN)}.get))
     with pytest.raises(UserError, match=r"server\.json: the test server wants 2 names .* have 1; set --model\.top to 2 or more"):
         Predictions(tmp_path).setup(SimpleNamespace(), module, "predict")
     module.top = 2
