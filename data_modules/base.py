@@ -134,7 +134,8 @@ class CIRDataModule(LightningDataModule, ABC):
         if stage == "fit":
             self._training_sampler()
         elif stage in _SPLITS and not self.evaluation_sets(_SPLITS[stage]):
-            raise UserError(f"{type(self).__name__} holds out no queries, so there is nothing for cir {stage} to do; hold some out")
+            what = "val" if stage == "validate" or self.predicts == "val" else "test"
+            raise UserError(f"{type(self).__name__} has no queries in its {what} split; hold some out, or ask for another split")
 
     @property
     def benchmark(self) -> Benchmark:
@@ -163,7 +164,10 @@ class CIRDataModule(LightningDataModule, ABC):
         return self.benchmark.triplets
 
     def evaluation_sets(self, split: Split) -> tuple[EvaluationSet, ...]:
-        """The evaluation sets of a split; where only a server knows the test split's answers, ``test`` is val and ``predict`` is test."""
+        """The evaluation sets of a split; where only a server knows the test split's answers, ``test`` is val.
+
+        ``predict`` is what :attr:`predicts` says: the test split, secret or not, or val.
+        """
         benchmark = self.benchmark
         if split == "predict" and self.predicts == "test":
             return benchmark.hidden or benchmark.test or benchmark.val

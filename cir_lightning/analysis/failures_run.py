@@ -120,7 +120,7 @@ def from_predictions(file: Path, argv: Sequence[str]) -> None:
     data.setup()
     groups = list(answered_sets(records, data, file))
     split = "val" if groups[0].evaluation in data.benchmark.val else "test"
-    report(groups, data, f"ranked lists of {file}", split, file.parent / "analysis" / f"failures-{file.stem}")
+    report(groups, data, f"ranked lists of {file}", split, file.parent / "analysis" / f"failures-{_name(file)}")
 
 
 def read_predictions(file: Path) -> dict[str, dict[str, dict[str, Any]]]:
@@ -147,12 +147,13 @@ def read_predictions(file: Path) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def _check(record: dict[str, Any]) -> None:
-    """A list of names, and a rank or null.
+    """A query, a list of names, and a rank or null.
 
     Raises:
         ValueError: it is something else.
+        KeyError: one of them is missing.
     """
-    names, rank = record["names"], record["rank"]
+    names, rank, _ = record["names"], record["rank"], (record["reference"], record["caption"])
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError("names are no list of texts")
     if rank is not None and (type(rank) is not int or rank < 1):
@@ -186,8 +187,7 @@ def _sets(records: Mapping[str, Mapping[str, dict[str, Any]]], data: CIRDataModu
     Raises:
         UserError: no split has such queries.
     """
-    splits: tuple[Split, ...] = ("predict", "test", "val")
-    every = [one for split in splits for one in data.evaluation_sets(split)]
+    every = (*data.benchmark.hidden, *data.benchmark.test, *data.benchmark.val)
     found = {}
     for name, lists in records.items():
         same = [one for one in every if one.name == name and {query.id for query in one.queries} == set(lists)]
@@ -199,6 +199,11 @@ def _sets(records: Mapping[str, Mapping[str, dict[str, Any]]], data: CIRDataModu
         agreeing = [sum(_agree(lists[query.id], query) for query in one.queries) for one in same]
         found[name] = same[agreeing.index(max(agreeing))]
     return found
+
+
+def _name(file: Path) -> str:
+    """Of the folder of the results, which is never that of the analysis of a checkpoint."""
+    return file.stem if file.stem.startswith("predictions") else f"predictions-{file.stem}"
 
 
 def _agree(record: Mapping[str, Any], query: Query) -> bool:

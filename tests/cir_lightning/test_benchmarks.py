@@ -161,7 +161,12 @@ def test_lists_without_answers_are_not_analysed(fitted: tuple[Path, str], capsys
     secret = all(json.loads(line)["rank"] is None for line in lists.read_text().splitlines())
     code = main(["analyze", "failures", "--predictions", str(lists), "--ckpt_path", f"runs/{name}"])
     assert code == (2 if secret else 0)
-    assert ("rank val instead, with cir predict --ckpt_path RUN --split val" in capsys.readouterr().err) is secret
+    refusal = "rank val instead, with cir predict --ckpt_path RUN --split val"
+    assert (refusal in capsys.readouterr().err) is secret
+    assert main(["predict", "--ckpt_path", f"runs/{name}", "--split", "val", "--print_config"]) == 0
+    (folder / "val.yaml").write_text(capsys.readouterr().out)
+    assert main(["analyze", "failures", "--predictions", str(lists), "--config", str(folder / "val.yaml")]) == code
+    assert (refusal in capsys.readouterr().err) is secret
 
 
 def test_the_files_for_the_servers(fitted: tuple[Path, str]):

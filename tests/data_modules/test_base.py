@@ -224,11 +224,18 @@ def test_lightning_trains_without_a_validation_split(tmp_path: Path):
     assert not module.seen["val"]
 
 
-@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
-def test_a_stage_without_queries_is_refused(stage: str):
+@pytest.mark.parametrize(("stage", "split"), [("validate", "val"), ("test", "test"), ("predict", "test")])
+def test_a_stage_without_queries_is_refused(stage: str, split: str):
     """Lightning would do nothing and call it a success."""
-    with pytest.raises(UserError, match=f"Toy holds out no queries, so there is nothing for cir {stage} to do; hold some out"):
+    with pytest.raises(UserError, match=f"Toy has no queries in its {split} split; hold some out, or ask for another split"):
         Toy(replace(BENCHMARK, val=(), test=())).setup(stage)
+
+
+def test_a_val_split_without_queries_is_not_predicted():
+    toy = Toy(replace(BENCHMARK, val=()))
+    toy.predicts = "val"
+    with pytest.raises(UserError, match="Toy has no queries in its val split"):
+        toy.setup("predict")
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------------------

@@ -66,6 +66,13 @@ def test_failures_from_ranked_lists_need_no_model(fitted, monkeypatch):
     assert "Over-reliance" not in (folder / "failures.html").read_text(encoding="utf-8")
 
 
+def test_ranked_lists_of_any_name_leave_the_analysis_of_the_checkpoint(fitted):
+    lists = fitted / "run" / "test.jsonl"
+    shutil.copy(fitted / "run" / "predictions.jsonl", lists)
+    assert main(["analyze", "failures", "--predictions", str(lists), "--ckpt_path", str(fitted / "run")]) == 0
+    assert (fitted / "run" / "analysis" / "failures-predictions-test" / "failures.html").is_file()
+
+
 def test_prompts_are_analysed(fitted, capsys):
     assert main(["analyze", "prompts", "--ckpt_path", str(fitted / "run")]) == 0
     folder = fitted / "run" / "analysis" / "prompts-test"
@@ -114,6 +121,7 @@ def test_what_is_refused(fitted, tmp_path, capsys):
         ("", "is empty"),
         ("{}\n", ", line 1: no ranked list (KeyError"),
         ("[1]\n", "line 1: no ranked list"),
+        ('{"query": "c0", "group": "tiny/colour", "names": ["a"], "rank": 1}', "line 1: no ranked list (KeyError: 'reference')"),
         ("{", "line 1"),
     ):
         damaged.write_text(text)
