@@ -30,8 +30,9 @@ def query_table(module: CIRModule) -> pd.DataFrame:
     for evaluation, ranking in module.rankings.values():
         for query, rank in zip(evaluation.queries, recall_ranks(evaluation, ranking), strict=True):
             known = {name: JOIN.join(values) for name, values in module.data.describe(query).items()}
-            own = {"group": evaluation.name, "query": query.id, "reference": query.reference, "caption": query.caption}
-            lines.append({**own, "rank": rank, "words": len(query.caption.split()), **known})
+            own: dict[str, Any] = {"group": evaluation.name, "query": query.id, "reference": query.reference, "caption": query.caption}
+            own |= {"rank": rank, "words": len(query.caption.split())}
+            lines.append(own | known | own)  # a property of such a name gives way
     return pd.DataFrame(lines)
 
 

@@ -111,6 +111,9 @@ class CIRDataModule(LightningDataModule, ABC):
     def describe(self, query: Query) -> dict[str, tuple[str, ...]]:
         """What is known of a query, by which ``cir analyze`` sorts its result: name of a property -> its values, after ``setup``.
 
+        The table ``queries.csv`` has its own ``group``, ``query``, ``reference``, ``caption``, ``rank`` and ``words``; a property of such a
+        name is not in it.
+
         By default the number of edits and their kinds, read off the caption by rule (:mod:`data_modules.caption_kinds`).
         """
         return {"edits": (str(count_edits(query.caption)),), "kind of edit": kinds(query.caption)}

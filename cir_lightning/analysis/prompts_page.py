@@ -202,7 +202,7 @@ def _say_usage(page: Page, findings: Findings) -> None:
     pool = findings.pool
     gallery, asked = prompts.usage(findings.chosen, pool.size), prompts.usage(findings.chosen[findings.queries], pool.size)
     page.text(
-        f"A pool of {pool.size} prompts of {pool.tokens} token{'s' if pool.tokens > 1 else ''}; each picture chooses {pool.chosen}. "
+        f"A pool of {pool.size} prompt{'s' if pool.size > 1 else ''} of {pool.tokens} token{'s' if pool.tokens > 1 else ''}; each picture chooses {pool.chosen}. "
         "The caption has no say in it."
     )
     rows = [
@@ -248,7 +248,8 @@ def _say_prompts(page: Page, findings: Findings, table: pd.DataFrame) -> None:
     page.text(
         f"The words of the LLM nearest to each token, with their cosines. A random direction's nearest word has {mean:.2f} on average, and "
         f"one in twenty more than {high:.2f}: words below that say nothing. What chooses a prompt: values that stand out among the queries "
-        "whose reference chooses it first, with their number and how many times more often than by chance."
+        "whose reference chooses it first, with their number and how many times more often than by chance. Pictures: how many choose it at "
+        "all; first: how many choose it before any other; queries: how many have a reference that chooses it at all."
     )
     order = table.sort_values(["first", "pictures"], ascending=False, kind="stable")
     page.table(list(order.columns), [[str(cell) for cell in row] for row in order.itertuples(index=False, name=None)])

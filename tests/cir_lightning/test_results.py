@@ -103,7 +103,7 @@ def fake_run(*sets, scored="test", official=None, skipped=0):
             "official": official or {},
             "benchmark": benchmark,
             "scored": lambda _, split: scored,
-            "describe": lambda _, query: {"edits": ("1",), "kind": ("a", query.id)},
+            "describe": lambda _, query: {"edits": ("1",), "rank": ("none",), "kind": ("a", query.id)},
         },
     )()
     rankings = {evaluation.name: (evaluation, ranking()) for evaluation in sets}
