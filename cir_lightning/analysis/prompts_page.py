@@ -202,8 +202,8 @@ def _say_usage(page: Page, findings: Findings) -> None:
     pool = findings.pool
     gallery, asked = prompts.usage(findings.chosen, pool.size), prompts.usage(findings.chosen[findings.queries], pool.size)
     page.text(
-        f"A pool of {pool.size} prompt{'s' if pool.size > 1 else ''} of {pool.tokens} token{'s' if pool.tokens > 1 else ''}; each picture chooses {pool.chosen}. "
-        "The caption has no say in it."
+        f"A pool of {pool.size} prompt{'s' if pool.size > 1 else ''} of {pool.tokens} token{'s' if pool.tokens > 1 else ''}; "
+        f"each picture chooses {pool.chosen}. The caption has no say in it."
     )
     rows = [
         [what, str(count), f"{used.entropy:.3f}", f"{len(used.dead)} of {pool.size}", f"{100 * _most(used.first):.1f}"]
